@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 DEFAULT = Path.home() / "comfy" / "ComfyUI"
 
 
@@ -38,4 +38,6 @@ def version(folder: Path) -> str:
     stated = folder / "comfyui_version.py"
     if not stated.is_file():
         return "unknown"
-    return next((line.split('"')[1] for line in stated.read_text().splitlines() if line.startswith("__version__")), "unknown")
+    return next(
+        (line.split('"')[1] for line in stated.read_text().splitlines() if line.startswith("__version__")), "unknown"
+    )

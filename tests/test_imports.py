@@ -1,0 +1,115 @@
+"""Who may import whom, and that importing the pack changes nothing outside it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "server",
+}
+ALLOWED = {"torch", "numpy", "PIL", "safetensors", "peft"} | set(sys.stdlib_module_names)
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Each import of a file as (what it starts with, all of it); relative ones start with the pack's own folder."""
+    inside = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0], node.module
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1]
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                parts = (*base, *name.split("."))
+                yield "." + parts[0], "." + ".".join(parts)
+
+
+def broken(folder: str, forbidden) -> list[str]:
+    """``file: import`` for every import in ``folder`` that ``forbidden(start, whole)`` rejects."""
+    return [
+        f"{path.relative_to(ROOT).as_posix()}: {whole}"
+        for path in sources(folder)
+        for start, whole in imports(path)
+        if forbidden(start, whole)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["training", "captioning"])
+def test_the_core_imports_only_what_it_declares(folder):
+    assert broken(folder, lambda start, whole: start not in ALLOWED | {"." + folder}) == []
+
+
+def test_only_the_seam_imports_comfyui():
+    def forbidden(start, whole):
+        return start in HOST and whole != "comfy_api.latest" and not whole.startswith("comfy_api.latest.")
+
+    found = broken("nodes", forbidden)
+    assert [line for line in found if not line.startswith("nodes/host/")] == []
+
+
+def test_nothing_in_the_pack_uses_its_tests_or_tools():
+    for folder in ("training", "captioning", "nodes"):
+        assert broken(folder, lambda start, whole: start in {".tests", ".tools", "toyworld", "tests"}) == []
+
+
+def test_the_entry_imports_nothing_when_it_is_loaded():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assert [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))] == []
+
+
+GLOBALS = """
+import os, random, sys, warnings
+import numpy, torch
+
+def facts():
+    return dict(
+        environment=dict(os.environ),
+        path=list(sys.path),
+        hooks=(sys.excepthook, sys.displayhook, tuple(map(str, sys.meta_path))),
+        filters=list(warnings.filters),
+        threads=(torch.get_num_threads(), torch.get_num_interop_threads()),
+        grad=(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
+        deterministic=(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
+        precision=(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32),
+        randomness=(random.getstate(), torch.get_rng_state().sum().item(), numpy.random.get_state()[1].sum()),
+        functions=[id(getattr(torch, name)) for name in sorted(dir(torch)) if not name.startswith("__")]
+        + [id(value) for value in vars(torch.nn.Linear).values()] + [id(value) for value in vars(torch.Tensor).values()],
+    )
+"""
+
+
+def test_promise_12_importing_the_pack_changes_no_global():
+    """Loads every module of training and captioning in a fresh Python; peft's own imports are made before."""
+    script = f"""{GLOBALS}
+import importlib
+sys.path.append({str(ROOT / "tools")!r})
+import pack, PIL.Image, safetensors.torch
+import peft, torch.utils.checkpoint
+before = facts()
+loaded = pack.load()
+for path in {[path.relative_to(ROOT).with_suffix("").parts for f in ("training", "captioning") for path in sources(f)]}:
+    importlib.import_module(".".join((pack.NAME, *(part for part in path if part != "__init__"))))
+after = facts()
+print([name for name in before if before[name] != after[name]])
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"

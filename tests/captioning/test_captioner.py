@@ -1,0 +1,107 @@
+import pytest
+from lora_workbench.captioning.captioner import FixedCaption, caption_folder, summary
+from lora_workbench.captioning.sidecar import read_caption
+from lora_workbench.captioning.vision_language import VisionLanguageCaptioner
+from PIL import Image
+
+
+class Sizes:
+    """Says how large a picture is, and remembers what it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def caption(self, image):
+        self.shown.append(image)
+        return f"{image.width} by {image.height}"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path in paths:
+        Image.new("RGB", (8, 6), "red").save(path)
+    return paths
+
+
+def test_missing_captions_are_written_and_yours_are_kept(pictures):
+    yours = pictures[1].with_suffix(".txt")
+    yours.write_bytes(b"my own words\r\n")
+    captioner = Sizes()
+    reports = list(caption_folder(pictures, captioner))
+    assert summary(reports) == "2 written, 1 kept (yours), 0 failed"
+    assert yours.read_bytes() == b"my own words\r\n"
+    assert len(captioner.shown) == 2
+    assert [report.caption for report in reports] == ["8 by 6", "my own words", "8 by 6"]
+
+
+def test_a_second_run_does_nothing(pictures):
+    list(caption_folder(pictures, Sizes()))
+    again = Sizes()
+    assert summary(caption_folder(pictures, again)) == "0 written, 3 kept (yours), 0 failed"
+    assert again.shown == []
+
+
+def test_one_bad_picture_is_named_and_the_rest_goes_on(pictures):
+    pictures[0].write_bytes(b"not a picture")
+    reports = list(caption_folder(pictures, Sizes()))
+    assert summary(reports).startswith("2 written, 0 kept (yours), 1 failed: a.png: the picture cannot be read")
+    assert not pictures[0].with_suffix(".txt").exists()
+
+
+def test_nothing_to_say_writes_no_file(pictures):
+    assert summary(caption_folder(pictures[:1], FixedCaption(" "))).endswith(
+        "1 failed: a.png: the captioner had nothing to say about it"
+    )
+    assert not pictures[0].with_suffix(".txt").exists()
+
+
+def test_stopping_keeps_what_is_done(pictures):
+    reports = caption_folder(pictures, FixedCaption("ohwx"))
+    next(reports)
+    reports.close()
+    assert [bool(read_caption(path)) for path in pictures] == [True, False, False]
+
+
+def test_an_interrupt_is_not_a_failed_picture(pictures):
+    class Interrupted:
+        def caption(self, image):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(caption_folder(pictures, Interrupted()))
+
+
+def test_pictures_are_shown_upright_and_on_white(tmp_path):
+    turned = Image.new("RGB", (8, 6), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    captioner = Sizes()
+    list(caption_folder([tmp_path / "turned.jpg", tmp_path / "clear.png"], captioner))
+    assert captioner.shown[0].size == (6, 8)
+    assert captioner.shown[1].getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_unknown_mode_is_refused(pictures):
+    with pytest.raises(ValueError, match="Choose one of: only missing"):
+        list(caption_folder(pictures, Sizes(), mode="all"))
+
+
+def test_the_answer_of_a_model_is_cleaned_by_style():
+    picture = Image.new("RGB", (8, 8))
+    asked = []
+
+    def generate(image, instruction):
+        asked.append(instruction)
+        return "Sure! Here are the words: fox,  snow, fox"
+
+    assert VisionLanguageCaptioner(generate, "tags").caption(picture) == "fox, snow"
+    assert VisionLanguageCaptioner(generate).caption(picture) == "fox, snow, fox"
+    assert "comma-separated" in asked[0] and "paragraph" in asked[1]
+
+
+def test_a_refusal_is_reported_in_the_words_of_the_model(pictures):
+    captioner = VisionLanguageCaptioner(lambda image, instruction: "I'm sorry, I can't.\nReally.")
+    assert summary(caption_folder(pictures[:1], captioner)).endswith("a.png: the model refused: I'm sorry, I can't. Really.")

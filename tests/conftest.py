@@ -97,7 +97,7 @@ MARKERS = ("comfy", "gpu", "browser")
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    """Where there is no ComfyUI, a module marked `comfy` is listed without being imported, for it may import `comfy`."""
+    """Where there is no ComfyUI, a module marked `comfy` is listed but not imported."""
     if missing("comfy") and marks_comfy(module_path):
         return UnimportedModule.from_parent(parent, path=module_path)
     return None
@@ -138,10 +138,8 @@ class UnimportedTest(pytest.Item):
 def pytest_collection_modifyitems(config, items):
     reasons = {marker: missing(marker) for marker in MARKERS}
     for item in items:
-        reason = next(
-            (reasons[marker] for marker in MARKERS if item.get_closest_marker(marker) and reasons[marker]), None
-        )
-        if reason:
+        lacking = [reasons[marker] for marker in MARKERS if item.get_closest_marker(marker) and reasons[marker]]
+        for reason in lacking[:1]:
             item.add_marker(pytest.mark.skip(reason=reason))
             counts = config.stash[NOT_RUN]
             counts[reason] = counts.get(reason, 0) + 1

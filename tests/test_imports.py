@@ -90,8 +90,12 @@ def facts():
         deterministic=(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
         precision=(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32),
         randomness=(random.getstate(), torch.get_rng_state().sum().item(), numpy.random.get_state()[1].sum()),
-        functions=[id(getattr(torch, name)) for name in sorted(dir(torch)) if not name.startswith("__")]
-        + [id(value) for value in vars(torch.nn.Linear).values()] + [id(value) for value in vars(torch.Tensor).values()],
+        functions=[
+            id(value)
+            for place in (torch, torch.Tensor, torch.nn.Linear, torch.nn.Module, torch.nn.functional)
+            for name, value in sorted(vars(place).items())
+            if not name.startswith("__")
+        ],
     )
 """
 

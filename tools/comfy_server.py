@@ -212,9 +212,8 @@ def record(run: Run, name: str, data: dict) -> None:
     if name == "executed":
         run.outputs[data["node"]] = data.get("output") or {}
     if name == "execution_error":
-        run.error = (
-            f"{data['node_type']} ({data['node_id']}): {data['exception_type']}: {data['exception_message']}".strip()
-        )
+        where = f"{data['node_type']} ({data['node_id']})"
+        run.error = f"{where}: {data['exception_type']}: {data['exception_message']}".strip()
     run.status = ENDINGS.get(name, run.status)
 
 

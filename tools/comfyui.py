@@ -1,6 +1,7 @@
 """Where ComfyUI is on this machine."""
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -10,14 +11,14 @@ DEFAULT = Path.home() / "comfy" / "ComfyUI"
 def find(explicit: str | Path | None = None) -> Path | None:
     """The ComfyUI folder to use: the one asked for, $COMFYUI_PATH, the one this pack is installed in, ~/comfy/ComfyUI.
 
-    Raises FileNotFoundError when a folder was named (argument or variable) and holds no ComfyUI; None when none is found.
+    None when none is found. Raises FileNotFoundError when a named folder (argument or variable) holds no ComfyUI.
     """
     for named, source in ((explicit, "--comfyui"), (os.environ.get("COMFYUI_PATH"), "COMFYUI_PATH")):
         if named:
             folder = Path(named).expanduser().absolute()
             if not is_comfyui(folder):
                 raise FileNotFoundError(
-                    f"{source} names {folder}, which is not a ComfyUI folder: give the folder that holds ComfyUI's main.py."
+                    f"{source} names {folder}, which holds no ComfyUI: give the folder with ComfyUI's main.py in it."
                 )
             return folder
     return next((folder for folder in (*containing(ROOT), DEFAULT) if is_comfyui(folder)), None)
@@ -36,8 +37,5 @@ def is_comfyui(folder: Path) -> bool:
 def version(folder: Path) -> str:
     """The version ComfyUI states for itself, or "unknown"."""
     stated = folder / "comfyui_version.py"
-    if not stated.is_file():
-        return "unknown"
-    return next(
-        (line.split('"')[1] for line in stated.read_text().splitlines() if line.startswith("__version__")), "unknown"
-    )
+    found = re.search(r'__version__ = "(.+?)"', stated.read_text()) if stated.is_file() else None
+    return found[1] if found else "unknown"

@@ -30,7 +30,9 @@ class VisionLanguageCaptioner:
 
     def __post_init__(self):
         if self.style not in INSTRUCTIONS:
-            raise ValueError(f"The caption style '{self.style}' is not known. Choose one of: {', '.join(INSTRUCTIONS)}.")
+            raise ValueError(
+                f"The caption style '{self.style}' is not known. Choose one of: {', '.join(INSTRUCTIONS)}."
+            )
 
     def caption(self, image: Image.Image) -> str:
         answer = self.generate(image, INSTRUCTIONS[self.style])

@@ -1,8 +1,9 @@
 import pytest
+from PIL import Image
+
 from lora_workbench.captioning.captioner import FixedCaption, caption_folder, summary
 from lora_workbench.captioning.sidecar import read_caption
 from lora_workbench.captioning.vision_language import VisionLanguageCaptioner
-from PIL import Image
 
 
 class Sizes:
@@ -104,4 +105,6 @@ def test_the_answer_of_a_model_is_cleaned_by_style():
 
 def test_a_refusal_is_reported_in_the_words_of_the_model(pictures):
     captioner = VisionLanguageCaptioner(lambda image, instruction: "I'm sorry, I can't.\nReally.")
-    assert summary(caption_folder(pictures[:1], captioner)).endswith("a.png: the model refused: I'm sorry, I can't. Really.")
+    assert summary(caption_folder(pictures[:1], captioner)).endswith(
+        "a.png: the model refused: I'm sorry, I can't. Really."
+    )

@@ -1,4 +1,5 @@
 import pytest
+
 from lora_workbench.captioning.sidecar import caption_path, read_caption, write_caption
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from lora_workbench.captioning.text import are_tags, clean, clean_tags
 
 SAID = [
@@ -6,7 +7,7 @@ SAID = [
     ("In this picture, a fox sleeps.", "A fox sleeps."),
     ("The photograph depicts two boats.", "Two boats."),
     ("Here is a short caption for your image: a red fox", "a red fox"),
-    ("Sure! Here's the description: \"A fox in the snow.\"", "A fox in the snow."),
+    ('Sure! Here\'s the description: "A fox in the snow."', "A fox in the snow."),
     ("Certainly, here is a caption:\n\nThis image features a fox.", "A fox."),
     ("**Caption:** a fox\n on  a hill", "a fox on a hill"),
     ("<think>A fox? Yes.</think>\n\nA fox on a hill.", "A fox on a hill."),

@@ -1,0 +1,72 @@
+"""Where ComfyUI keeps things, and what a name or a path from a workflow may reach."""
+
+import os
+from pathlib import Path, PureWindowsPath
+
+import folder_paths
+
+
+def loras_folder() -> Path:
+    """The folder in which every LoRA loader looks first; checkpoints are written below it."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def output_folder() -> Path:
+    """ComfyUI's output folder."""
+    return Path(folder_paths.get_output_directory())
+
+
+def input_folder() -> Path:
+    """ComfyUI's input folder."""
+    return Path(folder_paths.get_input_directory())
+
+
+def temp_folder() -> Path:
+    """ComfyUI's temp folder, emptied when it starts."""
+    return Path(folder_paths.get_temp_directory())
+
+
+def lora_names() -> list[str]:
+    """The LoRA files there are, relative to the loras folders."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> Path:
+    """The LoRA file of that name, written with either separator; ValueError when there is none in the loras folders."""
+    path = folder_paths.get_full_path("loras", os.path.join(*_parts(name)))
+    if path is None:
+        raise ValueError(f"The LoRA '{name}' is not in the loras folder. Put the file back, or choose another one.")
+    return Path(path)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The folders and the file of a name; ValueError for one that leaves the loras folder or is no model file."""
+    path = PureWindowsPath(name)  # takes both separators apart, and knows drives
+    outside = path.anchor or ".." in path.parts or "\0" in name
+    if outside or path.suffix.lower() not in folder_paths.supported_pt_extensions:
+        raise ValueError(f"'{name}' is not the name of a LoRA file. Choose one from the list of the loras folder.")
+    return path.parts
+
+
+def dataset_folder(text: str) -> Path:
+    """The folder a user typed or pasted: quotes dropped, ``~`` expanded, a relative path inside ComfyUI's input folder.
+
+    It need not exist.
+    """
+    typed = text.strip().strip("\"'\u201c\u201d\u2018\u2019").strip()
+    return input_folder() / os.path.expanduser(typed)
+
+
+def folder_state(folder: Path, depth: int = 1) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file in the folder and its sub-folders, so that edits are noticed."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    state = []
+    for entry in entries:
+        if entry.is_dir():
+            state += folder_state(Path(entry.path), depth - 1) if depth > 0 else []
+        elif entry.is_file():
+            state.append((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns))
+    return state

@@ -1,0 +1,64 @@
+"""Reads LoRA files and puts them onto a MODEL and a CLIP, exactly as ComfyUI's own loader does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.model_base
+import comfy.sd
+import comfy.utils
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FAMILIES = {"SDXL": "sdxl", "SDXL_instructpix2pix": "sdxl", "SD3": "sd3", "Flux": "flux", "SD15_instructpix2pix": "sd1"}
+TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """The tensors of a LoRA file; ValueError naming the file when it cannot be read."""
+    try:
+        return comfy.utils.load_torch_file(str(path), safe_load=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The LoRA file '{Path(path).name}' cannot be read, so download or train it again: {error}"
+        ) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a LoRA file says about itself; {} for a file that says nothing or cannot say it."""
+    if Path(path).suffix.lower() not in (".safetensors", ".sft"):
+        return {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"The LoRA file '{Path(path).name}' cannot be read, so download or train it again: {error}"
+        ) from error
+
+
+def apply(model, clip, lora: Mapping[str, Tensor], strength_model: float, strength_clip: float):
+    """The MODEL and the CLIP with the LoRA on, as Load LoRA gives them; what was passed in stays as it was.
+
+    ``clip`` may be None. With both strengths zero nothing is done, as in Load LoRA.
+    """
+    if clip is None:
+        strength_clip = 0.0
+    if strength_model == 0 and strength_clip == 0:
+        return model, clip
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip)
+
+
+def patched_layers(model, clip) -> int:
+    """How many patches lie on the weights of a MODEL and a CLIP; a LoRA that fits nothing adds none."""
+    patchers = [model, getattr(clip, "patcher", None)]
+    return sum(len(patches) for patcher in patchers if patcher is not None for patches in patcher.patches.values())
+
+
+def model_family(model) -> str:
+    """The family of a MODEL: "sdxl", "flux", "sd1", "sd2", "sd3", or "unknown:" and the name of its class."""
+    base = model.model
+    name = type(base).__name__
+    if type(base) is comfy.model_base.BaseModel:
+        width = base.model_config.unet_config.get("context_dim")
+        return TEXT_WIDTHS.get(width, f"unknown:{name}")
+    return FAMILIES.get(name, f"unknown:{name}")

@@ -1,0 +1,58 @@
+"""Which family of models a LoRA file was made for, read from its metadata or from the names of its layers."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+TITLES = {"sd1": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "sd3": "SD 3", "flux": "FLUX"}
+
+# What trainers write. The first pattern that is found decides, so FLUX.2 stands before FLUX.
+VERSIONS = {
+    "flux2": r"flux[-_. ]?2|klein",
+    "flux": r"flux",
+    "sd3": r"sd[-_]?3|stable-diffusion-v?3",
+    "sdxl": r"sdxl|stable-diffusion-xl|illustrious|pony",
+    "sd2": r"sd[-_]?v?2|stable-diffusion-v2",
+    "sd1": r"sd[-_]?v?1|stable-diffusion-v1",
+}
+
+# Layers that one family has and the others lack; `.` stands for a dot or an underscore. SDXL and SD 1 share their
+# layer names, but SDXL has more than one transformer block in a place and a second text encoder, and SD 1 has
+# attention at full resolution.
+LAYERS = {
+    "flux2": r"double_stream_modulation|single_stream_modulation",
+    "sd3": r"joint_blocks.\d|transformer.transformer_blocks.\d+.attn.add_._proj",
+    "flux": r"double_blocks.\d|single_blocks.\d|single_transformer_blocks.\d",
+    "sdxl": (
+        r"^lora_te2_text_model|^text_encoder_2\.text_model"
+        r"|(down|up|mid|input|output|middle)_blocks?.(\d.){0,2}(attentions.\d.)?(\d.)?transformer_blocks.[1-9]"
+    ),
+    "sd1": r"down_blocks.0.attentions|up_blocks.3.attentions|input_blocks.[12].1.|output_blocks.(9|10|11).1.",
+}
+
+
+def family_of(file: Iterable[str] | Mapping[str, str]) -> str | None:
+    """The family a LoRA file is for, such as "sdxl", from its metadata or its tensor names; None if unclear."""
+    if isinstance(file, Mapping):
+        named = " ".join(str(file.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture"))
+        if named.strip():
+            return _first_match(VERSIONS, [named.lower()])
+    return _first_match(LAYERS, list(file))
+
+
+def _first_match(patterns: Mapping[str, str], texts: list[str]) -> str | None:
+    return next(
+        (family for family, pattern in patterns.items() if any(re.search(pattern, text) for text in texts)), None
+    )
+
+
+def title(family: str) -> str:
+    """How a family is called in a sentence; a model we have no name for keeps its own."""
+    return TITLES.get(family, family.removeprefix("unknown:"))
+
+
+def mismatch(lora: str | None, model: str) -> bool:
+    """Whether a LoRA is surely of another family than the model; a family we do not know gets the benefit of doubt.
+
+    SD 2 has the layer names of SD 1, so names cannot tell the two apart.
+    """
+    return lora in TITLES and model in TITLES and lora != model and {lora, model} != {"sd1", "sd2"}

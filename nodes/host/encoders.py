@@ -1,0 +1,62 @@
+"""The wired VAE and CLIP as the Encoder of the cache."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from .identity import identity_of
+from .progress import throw_if_cancelled
+
+
+class GraphEncoder:
+    """Pictures through the VAE into the model's own latent space, captions through the CLIP as at inference."""
+
+    def __init__(self, model, clip, vae) -> None:
+        self._model, self._clip = model, clip
+        # On a shallow copy the fallback to tiles can be refused without touching the user's VAE.
+        self._vae = copy.copy(vae)
+        for name in ("encode_tiled", "encode_tiled_", "encode_tiled_1d", "encode_tiled_3d"):
+            setattr(self._vae, name, _refuse_tiles)
+        self.latents_key = f"{identity_of(vae.patcher)}-{type(model.model.latent_format).__name__}"
+        self.text_key = f"{identity_of(clip.patcher)}-{clip.layer_idx}"
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(H, W, 3) float in 0..1 -> (C, H/8, W/8) float32 in model space: the mean of the posterior, scaled."""
+        throw_if_cancelled()
+        with torch.inference_mode():
+            encoded = self._vae.encode(pixels[None])
+            return self._model.model.process_latent_in(encoded)[0].float().cpu()
+
+    def text(self, caption: str) -> dict[str, Tensor]:
+        """The conditioning of a caption, word for word: brackets are letters here, not prompt weights."""
+        throw_if_cancelled()
+        with torch.inference_mode():
+            tokens = self._clip.tokenize(caption, disable_weights=True)
+            encoded = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+        encoded["cross_attn"] = encoded.pop("cond")
+        return {name: value[0].float().cpu() for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def check(self, family_title: str, network_context: int | None, pooled: int | None) -> None:
+        """ValueError when this CLIP does not give what the model takes, before anything is encoded."""
+        found = self.text("")
+        if network_context is not None and found["cross_attn"].shape[-1] != network_context:
+            raise ValueError(
+                f"The CLIP gives text {found['cross_attn'].shape[-1]} wide, but this {family_title} model takes "
+                f"{network_context}: wire the CLIP that belongs to the model."
+            )
+        pooled_found = found["pooled_output"].shape[-1] if "pooled_output" in found else 0
+        if pooled is not None and pooled_found != pooled:
+            raise ValueError(
+                f"The CLIP gives a pooled text {pooled_found} wide, but this {family_title} model takes {pooled}: "
+                "wire the CLIP that belongs to the model."
+            )
+
+
+def _refuse_tiles(*_args, **_kwargs):
+    raise MemoryError(
+        "There was too little memory to encode a picture in one piece, and tiles would give other latents: "
+        "free memory, or lower the resolution of the dataset."
+    )

@@ -1,0 +1,50 @@
+"""A short hash that says whether a loaded model is the same one as before, whatever is patched onto it.
+
+Reading every weight of a 24 GB model would take longer than it saves, so each tensor gives its shape and a few
+evenly spaced values. Two models that differ by training differ almost everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+SAMPLES_PER_TENSOR = 8
+
+
+def identity_of(patcher) -> str:
+    """The identity of a MODEL's, CLIP's or VAE's weights and patches: the same for the same files, in any session."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(patcher.model.state_dict().items()):
+        # A loaded patch lives in the weight itself; the weight it replaced is kept beside it.
+        original = patcher.backup[name].weight if name in patcher.backup else tensor
+        digest.update(name.encode())
+        _add(digest, original)
+    for name, patches in sorted(patcher.patches.items()):
+        digest.update(name.encode())
+        _add(digest, patches)
+    sampling = patcher.object_patches.get("model_sampling")
+    if sampling is not None:
+        digest.update(type(sampling).__mro__[1].__name__.encode())
+        _add(digest, list(sampling.state_dict().values()))
+    return digest.hexdigest()[:32]
+
+
+def _add(digest, value: object) -> None:
+    """Feed a tensor's sample, a number, or a nest of them; adapters of ComfyUI carry theirs in `weights`."""
+    if isinstance(value, Tensor):
+        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        if value.numel() and value.device.type != "meta":
+            flat = value.detach().reshape(-1)
+            places = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel())).long()
+            digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add(digest, item)
+    elif hasattr(value, "weights"):
+        digest.update(type(value).__name__.encode())
+        _add(digest, value.weights)
+    elif isinstance(value, (bool, int, float, str)):
+        digest.update(repr(value).encode())

@@ -1,0 +1,77 @@
+"""Progress on the node, the cancel button, and the button that finishes early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import comfy.model_management as mm
+import comfy.utils
+from PIL import Image
+from server import PromptServer
+
+from ...training.loop import Step
+
+_finish_requests: set[str] = set()
+
+
+def throw_if_cancelled() -> None:
+    """Raise ComfyUI's interrupt when the user pressed cancel."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def request_finish(node_id: str) -> None:
+    """Ask the training on a node to stop after the current step and let the graph go on with what there is."""
+    _finish_requests.add(node_id)
+
+
+class Progress:
+    """The progress bar and the line of text on one node."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self._bar: comfy.utils.ProgressBar | None = None
+
+    def phase(self, text: str) -> None:
+        """Say what is being done."""
+        if self.node_id is not None and getattr(PromptServer, "instance", None) is not None:
+            PromptServer.instance.send_progress_text(text, self.node_id)
+
+    def update(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """Move the bar, optionally with a picture on the node."""
+        if self._bar is None or self._bar.total != total:
+            self._bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
+        self._bar.update_absolute(done, total, ("JPEG", preview, None) if preview is not None else None)
+
+    def encoding(self, what: str, done: int, total: int) -> None:
+        """Report the cache's progress and stop when the user pressed cancel."""
+        throw_if_cancelled()
+        self.phase(f"Encoding {what} {done} of {total}")
+        self.update(done, total)
+
+
+def watched(steps: Iterable[Step], progress: Progress, total: int) -> Iterator[Step]:
+    """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps."""
+    _finish_requests.discard(progress.node_id)
+    started, first = time.perf_counter(), None
+    smoothed = None
+    for step in steps:
+        first = first if first is not None else step.number - 1
+        if not step.skipped:
+            smoothed = step.loss if smoothed is None else 0.95 * smoothed + 0.05 * step.loss
+        seconds = (time.perf_counter() - started) / (step.number - first)
+        progress.phase(training_line(step.number, total, seconds, smoothed))
+        progress.update(step.number, total)
+        yield step
+        throw_if_cancelled()
+        if progress.node_id in _finish_requests:
+            _finish_requests.discard(progress.node_id)
+            return
+
+
+def training_line(step: int, total: int, seconds_per_step: float, loss: float | None) -> str:
+    """One line: step, speed, time left, smoothed loss."""
+    left = round((total - step) * seconds_per_step)
+    clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}" if left >= 3600 else f"{left // 60}:{left % 60:02}"
+    shown = "no finite loss yet" if loss is None else f"loss {loss:.4f}"
+    return f"Training: step {step} of {total} · {seconds_per_step:.2f} s/step · {clock} left · {shown}"

@@ -1,0 +1,19 @@
+"""From images and captions to a LoRA file, in the order in which the modules are used.
+
+    dataset     a folder                     -> Dataset of Examples
+    buckets     their sizes                  -> one resolution each, nothing dropped
+    cache       Dataset + Encoder            -> CachedDataset: latents and text on disk
+    batches     (seed, number)               -> Batch
+    families    the model's family           -> which layers, which noise levels
+    lora        network + rank               -> Adapters, kept outside the network
+    frozen      a layer of the base model    -> the same layer, leaving its weight alone
+    attach      Adapters + network           -> an adapted network, for the length of one step
+    noise       (seed, step)                 -> noise level, noisy latents, target
+    loop        all of the above             -> Steps; `train()` is the function to read first
+    validation  held-out pictures            -> loss at fixed noise and fixed noise levels
+    run         Steps                        -> checkpoints, a record, a state to resume from
+    lora_file   weights                      -> a .safetensors file every loader reads
+    picking     the record                   -> which checkpoint, and why
+
+Nothing here knows ComfyUI: it hands in a `Denoiser` (loop.py) and an `Encoder` (cache.py).
+"""

@@ -1,0 +1,110 @@
+"""Adapters: made by peft, kept outside the network they adapt.
+
+The host moves, patches and saves its own modules; it never meets these, because they are no part of its tree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import LoraConfig
+from .frozen import is_linear
+from .noise import generator
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapted linear layer: down (rank, in), up (out, rank), both float32 and trainable."""
+
+    name: str
+    layer: nn.Module
+    down: nn.Parameter
+    up: nn.Parameter
+
+
+class Adapters:
+    """The adapters of a network, by the dotted name of the layer each belongs to."""
+
+    def __init__(self, config: LoraConfig, members: dict[str, Adapter]) -> None:
+        self.config = config
+        self.members = members
+
+    @classmethod
+    def build(cls, network: nn.Module, config: LoraConfig, pattern: re.Pattern[str], seed: int) -> Adapters:
+        """Fresh adapters for every linear layer whose name matches; they change nothing until trained.
+
+        Down is Kaiming-uniform with a = sqrt(5) and up is zero, as in Hu et al.'s reference code, drawn from `seed`.
+        ValueError when no layer matches.
+        """
+        layers = {name: module for name, module in network.named_modules() if pattern.search(name) and is_linear(module)}
+        if not layers:
+            raise ValueError(
+                f"None of the layers of this {type(network).__name__} is one that '{config.layers}' adapts: "
+                "choose other layers, or a model whose family is supported."
+            )
+        members = {name: _adapter(name, layer, config) for name, layer in layers.items()}
+        for number, adapter in enumerate(members.values()):
+            nn.init.kaiming_uniform_(adapter.down, a=math.sqrt(5), generator=generator(seed, "adapter", number))
+            nn.init.zeros_(adapter.up)
+        return cls(config, members)
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return iter(self.members.values())
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All trainable tensors, down before up, in the network's order."""
+        return [tensor for adapter in self for tensor in (adapter.down, adapter.up)]
+
+    def to(self, device: torch.device) -> Adapters:
+        """Move every adapter to where the network computes."""
+        for tensor in self.parameters():
+            tensor.data = tensor.data.to(device)
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """An owned float32 copy on the CPU: `<layer>.down` and `<layer>.up`."""
+        return {
+            f"{adapter.name}.{part}": getattr(adapter, part).detach().to("cpu", copy=True)
+            for adapter in self
+            for part in ("down", "up")
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned; ValueError when it belongs to other layers or another rank."""
+        with torch.no_grad():
+            for adapter in self:
+                for part in ("down", "up"):
+                    own, saved = getattr(adapter, part), state.get(f"{adapter.name}.{part}")
+                    if saved is None or saved.shape != own.shape:
+                        raise ValueError(
+                            f"The saved state does not fit layer '{adapter.name}' (rank or layers were changed): "
+                            "use another name, or start over."
+                        )
+                    own.copy_(saved)
+
+
+def _adapter(name: str, layer: nn.Module, config: LoraConfig) -> Adapter:
+    """peft's own layer around a stand-in of the same shape; only its factors are kept."""
+    from peft import LoraConfig as PeftConfig
+    from peft.tuners.lora import Linear
+
+    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha or config.rank, init_lora_weights=False)
+    # On the meta device nothing is allocated and no global random number is drawn.
+    with torch.device("meta"):
+        shape = nn.Linear(layer.in_features, layer.out_features, bias=False)
+        peft_layer = Linear(shape, "default", settings, r=settings.r, lora_alpha=settings.lora_alpha)
+    down, up = peft_layer.lora_A["default"].weight, peft_layer.lora_B["default"].weight
+    return Adapter(name, layer, _empty_like(down), _empty_like(up))
+
+
+def _empty_like(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.empty(tensor.shape, dtype=torch.float32))

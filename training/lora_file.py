@@ -1,0 +1,112 @@
+"""Adapter weights <-> a .safetensors file that every loader reads.
+
+Keys are kohya's: `lora_unet_<layer with _ for .>.lora_down.weight`, `.lora_up.weight` and `.alpha`, so that
+W' = W + alpha / rank * up @ down wherever the file is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from .config import LoraConfig, TrainConfig
+from .families import Family
+
+PREFIX = "lora_unet_"
+
+
+def kohya_keys(weights: dict[str, Tensor], config: LoraConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """`<layer>.down` and `<layer>.up` as kohya tensors, with the alpha that gives them their scale."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        layer, part = name.rsplit(".", 1)
+        key = PREFIX + layer.replace(".", "_")
+        tensors[f"{key}.lora_{part}.weight"] = tensor.to(dtype).contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(float(config.alpha or config.rank), dtype=dtype)
+    return tensors
+
+
+def metadata(
+    *,
+    title: str,
+    family: Family,
+    prediction: str,
+    lora: LoraConfig,
+    config: TrainConfig,
+    trigger_word: str,
+    resolution: int,
+    captions: list[str],
+    step: int,
+) -> dict[str, str]:
+    """What the file says about itself, in the words other tools look for; no times, so equal runs give equal files."""
+    entries = {
+        "ss_output_name": title,
+        "ss_base_model_version": family.base_model_version,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(float(lora.alpha or lora.rank)),
+        "ss_network_args": json.dumps({"layers": lora.layers}),
+        "ss_learning_rate": str(config.learning_rate),
+        "ss_lr_scheduler": config.schedule,
+        "ss_lr_warmup_steps": str(config.warmup),
+        "ss_optimizer": "torch.optim.AdamW",
+        "ss_batch_size_per_device": str(config.batch_size),
+        "ss_gradient_accumulation_steps": str(config.accumulation),
+        "ss_max_grad_norm": str(config.clip_norm),
+        "ss_max_train_steps": str(config.steps),
+        "ss_steps": str(step),
+        "ss_seed": str(config.seed),
+        "ss_num_train_images": str(len(captions)),
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_tag_frequency": json.dumps({title: tag_frequency(captions, trigger_word)}, ensure_ascii=False),
+        "ss_v2": "False",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": family.architecture,
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+    }
+    if prediction != "flow":
+        entries["modelspec.prediction_type"] = {"eps": "epsilon", "v": "v"}[prediction]
+    if trigger_word:
+        entries["modelspec.trigger_phrase"] = trigger_word
+    return entries
+
+
+def tag_frequency(captions: list[str], trigger_word: str) -> dict[str, int]:
+    """The trigger word and the short tags, with how often each occurs. Sentences are the user's own and stay out."""
+    counts: dict[str, int] = {trigger_word: len(captions)} if trigger_word else {}
+    for caption in captions:
+        for tag in dict.fromkeys(part.strip() for part in caption.split(",")):
+            if tag and tag != trigger_word and len(tag.split()) <= 3 and not tag.endswith("."):
+                counts[tag] = counts.get(tag, 0) + 1
+    return counts
+
+
+def write(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> None:
+    """Write the file whole or not at all; ValueError rather than a file with a value that is not finite."""
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"'{path.name}' was not written: '{broken[0]}' is not finite. Lower learning_rate and resume.")
+    write_atomically(path, save(tensors, metadata=dict(sorted(entries.items()))))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A temporary file beside the target, then a rename: nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes files only their owner can read; a LoRA is as readable as any other file in its folder.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

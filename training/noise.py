@@ -1,0 +1,95 @@
+"""Noise levels, noisy latents and targets: what the network is asked to undo.
+
+`sigma` is a noise level as the k-diffusion family of samplers uses it. The three predictions are
+
+    eps    x = x0 + sigma n              the network answers n
+    v      x = x0 + sigma n              the network answers alpha n - sqrt(1 - alpha^2) x0, alpha = 1/sqrt(1 + sigma^2)
+    flow   x = (1 - sigma) x0 + sigma n  the network answers n - x0
+
+(Ho et al. 2020, eq. 14; Salimans & Ho 2022, app. D; Lipman et al. 2022, eq. 23.) Everything random is a function of
+(seed, purpose, number), so a resumed run needs no random state and no other code can disturb it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+EPS, V, FLOW = "eps", "v", "flow"
+VALIDATION_FRACTIONS = (0.15, 0.38, 0.62, 0.85)
+"""How far along the schedule the fixed levels of validation lie, from clean (0) to noise (1)."""
+
+
+def generator(seed: int, purpose: str, number: int) -> torch.Generator:
+    """A random generator that depends on nothing but its three arguments."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def noise_like(latents: Tensor, seed: int, purpose: str, number: int) -> Tensor:
+    """Standard normal noise of the latents' shape (B, C, h, w), float32 on the CPU."""
+    return torch.randn(latents.shape, generator=generator(seed, purpose, number), dtype=torch.float32)
+
+
+def training_sigmas(table: Tensor | None, count: int, size: tuple[int, int], seed: int, number: int) -> Tensor:
+    """Noise levels (count,) for one batch.
+
+    With a table (eps and v models: their 1,000 levels) each entry is equally likely. Without one (flow) the
+    level is logit-normal, shifted for the size of the picture as FLUX is (`shifted`).
+    """
+    rng = generator(seed, "sigma", number)
+    if table is not None:
+        return table[torch.randint(len(table), (count,), generator=rng)].float()
+    return shifted(torch.sigmoid(torch.randn(count, generator=rng)), size)
+
+
+def validation_sigmas(table: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """The four fixed noise levels (4,) at which checkpoints are compared."""
+    fractions = torch.tensor(VALIDATION_FRACTIONS)
+    if table is not None:
+        return table[(fractions * (len(table) - 1)).round().long()].float()
+    return shifted(fractions, size)
+
+
+def shifted(sigma: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow levels moved towards noise as the picture grows: e^mu s / (1 + (e^mu - 1) s).
+
+    mu is the line through (256 tokens, 0.5) and (4096 tokens, 1.15), one token per 16 x 16 pixels (Black Forest
+    Labs' FLUX.1 sampling code, `get_lin_function` and `time_shift`).
+    """
+    width, height = size
+    tokens = (width // 16) * (height // 16)
+    shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def mix(prediction: str, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The noisy latents (B, C, h, w) at noise levels `sigma` (B,)."""
+    level = _per_sample(sigma, latents)
+    if prediction == FLOW:
+        return (1 - level) * latents + level * noise
+    return latents + level * noise
+
+
+def target(prediction: str, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should answer (B, C, h, w); ValueError for a prediction type nobody here knows."""
+    if prediction == EPS:
+        return noise
+    if prediction == FLOW:
+        return noise - latents
+    if prediction == V:
+        level = _per_sample(sigma, latents)
+        return (noise - level * latents) / (level**2 + 1).sqrt()
+    raise ValueError(f"Prediction type '{prediction}' cannot be trained: it must be eps, v or flow.")
+
+
+def loss_per_sample(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each sample (B,), in float32."""
+    return (predicted.float() - wanted.float()).square().flatten(1).mean(1)
+
+
+def _per_sample(sigma: Tensor, latents: Tensor) -> Tensor:
+    return sigma.view(-1, *[1] * (latents.ndim - 1))

@@ -4,6 +4,7 @@ Tests marked `comfy`, `gpu` or `browser` are not run where that is missing, and 
 """
 
 import ast
+import functools
 import importlib.util
 import shutil
 import sys
@@ -25,6 +26,7 @@ COMFYUI = comfyui_folder.find()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@functools.cache
 def missing(marker: str) -> str | None:
     """Why tests with this marker cannot run here; None when they can."""
     if marker == "comfy" and COMFYUI is None:
@@ -131,15 +133,14 @@ class UnimportedTest(pytest.Item):
         pytest.skip(missing("comfy"))
 
     def reportinfo(self):
-        return self.path, None, self.name
+        return self.path, 0, self.name
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    reasons = {marker: missing(marker) for marker in MARKERS}
     for item in items:
-        lacking = [reasons[marker] for marker in MARKERS if item.get_closest_marker(marker) and reasons[marker]]
-        for reason in lacking[:1]:
+        reason = next(filter(None, (missing(marker) for marker in MARKERS if item.get_closest_marker(marker))), None)
+        if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
             counts = config.stash[NOT_RUN]
             counts[reason] = counts.get(reason, 0) + 1

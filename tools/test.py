@@ -1,0 +1,39 @@
+"""Sets up what is needed, then runs all tests: python tools/test.py [--comfyui PATH] [-- arguments for pytest]"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10 or newer is needed to run the tests.")
+
+import comfyui
+import environment
+
+
+def main() -> int:
+    options, for_pytest = parse(sys.argv[1:])
+    try:
+        folder = comfyui.find(options.comfyui)
+        python = environment.prepare(folder)
+    except (FileNotFoundError, environment.SetupError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    variables = {**os.environ, "PYTHONPYCACHEPREFIX": str(python.parents[1] / "pycache")}
+    if folder:
+        variables["COMFYUI_PATH"] = str(folder)
+        print(f"ComfyUI {comfyui.version(folder)} in {folder}", flush=True)
+    return subprocess.call([str(python), "-m", "pytest", *for_pytest], cwd=environment.ROOT, env=variables)
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and what follows ``--``."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(description=__doc__)
+    environment.add_comfyui_option(parser)
+    return parser.parse_args(arguments[:split]), arguments[split + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Picture files made on the spot, and an encoder that writes down what it was asked."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def draw(path: Path, size: tuple[int, int] = (64, 64), colour="red", caption: str | None = None) -> Path:
+    """A picture of one colour, with a caption file beside it when there is a caption."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+class ToyEncoder:
+    """Averages 8 x 8 pixels as its latents and counts letters as its text; remembers every question in ``asked``."""
+
+    def __init__(self, latents_key: str = "vae 1", text_key: str = "clip 1"):
+        self.latents_key, self.text_key = latents_key, text_key
+        self.asked: list[str | tuple[int, int]] = []
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        self.asked.append((pixels.shape[1], pixels.shape[0]))
+        return torch.nn.functional.avg_pool2d(pixels.permute(2, 0, 1), 8)
+
+    def text(self, caption: str) -> dict[str, Tensor]:
+        self.asked.append(caption)
+        letters = torch.tensor([float(ord(letter)) for letter in caption] or [0.0])
+        return {"cross_attn": letters[:, None].expand(-1, 4), "pooled": letters.mean()[None]}
+
+    @property
+    def pictures(self) -> list[tuple[int, int]]:
+        return [question for question in self.asked if isinstance(question, tuple)]
+
+    @property
+    def captions(self) -> list[str]:
+        return [question for question in self.asked if isinstance(question, str)]

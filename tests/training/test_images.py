@@ -1,0 +1,149 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from pictures import draw
+from PIL import ExifTags, Image
+
+from lora_workbench.training.buckets import crop_box
+from lora_workbench.training.images import fit, image_size, open_image
+
+
+def sideways(path, orientation=6):
+    """A picture 40 wide and 20 high, red left half, whose EXIF says to turn it."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(path, exif=exif, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_pictures_are_turned_upright_as_their_exif_says(tmp_path, suffix):
+    path = sideways(tmp_path / f"turned{suffix}")
+    assert image_size(path) == open_image(path).size == (20, 40)
+    red, _, blue = open_image(path).getpixel((10, 5))
+    assert red > 200 > 50 > blue  # the left half is on top when a picture is turned right
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_read_from_the_header_is_the_size_of_the_opened_picture(tmp_path, orientation):
+    path = sideways(tmp_path / "any.jpg", orientation)
+    assert image_size(path) == open_image(path).size
+
+
+def test_exif_behind_the_pixels_of_a_png_is_found_too(tmp_path):
+    data = sideways(tmp_path / "before.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path = tmp_path / "behind.png"
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert image_size(path) == open_image(path).size == (20, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_become_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    image.convert(mode).save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_colour_becomes_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=0)
+    opened = open_image(tmp_path / "palette.png")
+    assert opened.getpixel((3, 3)) == (255, 255, 255) and opened.getpixel((0, 0)) == (40, 50, 60)
+
+
+def test_half_transparent_colours_are_mixed_with_white(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 0, 51)).save(tmp_path / "half.png")
+    assert open_image(tmp_path / "half.png").getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
+    grey = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    opened = np.asarray(open_image(tmp_path / "deep.png"))
+    assert opened[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_floating_point_grey_keeps_its_brightness(tmp_path):
+    Image.fromarray(np.array([[0.0, 1.0], [0.2, 0.4]], dtype=np.float32)).save(tmp_path / "float.tif")
+    assert np.asarray(open_image(tmp_path / "float.tif"))[..., 1].tolist() == [[0, 255], [51, 102]]
+
+
+def test_cmyk_and_black_and_white_become_rgb(tmp_path):
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    red, green, _ = open_image(tmp_path / "print.jpg").getpixel((0, 0))
+    assert red > 200 and green < 60
+    assert open_image(tmp_path / "bits.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert open_image(tmp_path / "moving.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tif"])
+def test_a_picture_that_is_cut_off_is_refused_by_name_before_it_is_opened(tmp_path, suffix):
+    path = tmp_path / f"cut{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-600])
+    for read in (image_size, open_image):
+        with pytest.raises(ValueError, match=f"cut{suffix} cannot be read as a picture .*: save it again or remove it"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_what_is_not_a_picture_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "fake.png"
+    path.write_bytes(content)
+    for read in (image_size, open_image):
+        with pytest.raises(ValueError, match="fake.png cannot be read"):
+            read(path)
+
+
+def test_a_file_that_is_gone_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="gone.png cannot be read .*No such file"):
+        open_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("limit", ["Pillow's own", "turned off by another pack"])
+def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch, limit):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    if limit.startswith("turned"):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    for read in (image_size, open_image):
+        with pytest.raises(ValueError, match="bomb.png cannot be read"):
+            read(path)
+
+
+def test_sizes_are_read_without_decoding_pixels(tmp_path, monkeypatch):
+    paths = [draw(tmp_path / f"plain{suffix}", (30, 20)) for suffix in (".png", ".jpg", ".webp")]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("pixels were decoded"))
+    assert [image_size(path) for path in paths] == [(30, 20)] * 3
+
+
+def test_the_trained_pixels_are_those_inside_the_crop_box():
+    image = Image.new("RGB", (800, 200), "black")
+    left, top, right, bottom = map(round, crop_box(800, 200, (128, 64)))
+    image.paste("lime", (left, top, right, bottom))
+    inside = np.asarray(fit(image, (128, 64)))
+    assert inside.shape == (64, 128, 3)
+    assert (inside[:, 2:-2, 1] > 250).all() and (inside[:, [0, -1], 1] > 200).all()
+
+
+def test_small_pictures_are_enlarged_to_their_size():
+    assert fit(Image.new("RGB", (7, 3)), (128, 64)).size == (128, 64)

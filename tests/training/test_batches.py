@@ -1,0 +1,144 @@
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import ToyEncoder, draw
+
+from lora_workbench.training import batches as batches_module
+from lora_workbench.training.batches import Batches
+from lora_workbench.training.cache import Cached, encode
+from lora_workbench.training.dataset import Example, scan
+
+SIZES = ((64, 64), (128, 64), (64, 128))
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Cache files need not exist: each is as many ones as its name says."""
+    monkeypatch.setattr(batches_module, "read", lambda path: {"latents": torch.ones(1, 1, 1)})
+
+
+def imagined(*counts, repeats=lambda number: 1):
+    """Cached examples without files: as many of each size as ``counts`` says."""
+    return [
+        Cached(
+            Example(Path(f"{size}-{n}.png"), "", *SIZES[size], repeats(n)), SIZES[size], Path(f"{size}-{n}"), Path("t")
+        )
+        for size, count in enumerate(counts)
+        for n in range(count)
+    ]
+
+
+def order(batches, start, count):
+    return [batches[number].names for number in range(start, start + count)]
+
+
+def test_every_picture_is_seen_exactly_repeats_times_an_epoch_whatever_the_sizes_and_the_batch(unread):
+    drawn = random.Random(0)
+    for trial in range(60):
+        counts = [drawn.randint(0, 7) for _ in SIZES]
+        cached = imagined(*counts, repeats=lambda n: drawn.randint(1, 4)) or imagined(1)
+        batch_size = drawn.randint(1, 9)
+        batches = Batches(cached, batch_size, seed=trial)
+        expected = {c.example.path.name: c.example.repeats for c in cached}
+        for epoch in range(3):
+            seen = order(batches, epoch * batches.steps_per_epoch, batches.steps_per_epoch)
+            assert Counter(name for names in seen for name in names) == expected
+            assert all(1 <= len(names) <= batch_size for names in seen)
+
+
+def test_an_epoch_has_as_many_batches_as_each_size_needs(unread):
+    # 3 x 2 pictures of one size in batches of 4 are 2, 1 x 2 of another are 1
+    batches = Batches(imagined(3, 1, repeats=lambda n: 2), 4, seed=0)
+    assert batches.steps_per_epoch == 3
+    assert sorted(len(names) for names in order(batches, 0, 3)) == [2, 2, 4]
+
+
+def test_a_batch_holds_pictures_of_one_size(unread):
+    batches = Batches(imagined(5, 5, 5), 3, seed=0)
+    for number in range(12):
+        batch = batches[number]
+        assert {SIZES[int(name[0])] for name in batch.names} == {batch.size}
+
+
+def test_a_batch_depends_on_its_seed_and_number_only(unread):
+    cached = imagined(5, 4, 3)
+    asked_in_order = order(Batches(cached, 2, seed=7), 0, 40)
+    for number in (39, 0, 17, 8):
+        assert Batches(cached, 2, seed=7)[number].names == asked_in_order[number]
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own(unread):
+    batches = Batches(imagined(6, 6), 2, seed=7)
+    epochs = [order(batches, epoch * 6, 6) for epoch in range(5)]
+    other = order(Batches(imagined(6, 6), 2, seed=8), 0, 6)
+    assert len({tuple(epoch) for epoch in [*epochs, other]}) == 6
+
+
+def test_sizes_are_mixed_across_an_epoch(unread):
+    batches = Batches(imagined(10, 10), 1, seed=0)
+    sizes = [batches[number].size for number in range(20)]
+    assert sizes != sorted(sizes) and sizes != sorted(sizes, reverse=True)
+
+
+def test_the_order_is_the_same_on_every_machine(unread):
+    numbers = [int(name[2]) for (name,) in order(Batches(imagined(5), 1, seed=1), 0, 5)]
+    assert numbers == [4, 0, 3, 2, 1]
+
+
+def test_latents_and_texts_belong_to_the_named_pictures_in_every_epoch(tmp_path):
+    shades = {f"{shade}.png": shade for shade in range(0, 250, 50)}
+    for name, shade in shades.items():
+        draw(tmp_path / "set" / name, (64, 64), (shade,) * 3, caption=chr(65 + shade // 50))
+    cached = encode(scan(tmp_path / "set", resolution=64), ToyEncoder(), tmp_path / "cache")
+    batches = Batches(cached.examples, 2, seed=0)
+    for number in range(4 * batches.steps_per_epoch):
+        batch = batches[number]
+        assert batch.latents.shape == (len(batch.names), 3, 8, 8) and batch.latents.dtype == torch.float32
+        for latents, text, name in zip(batch.latents, batch.text, batch.names, strict=True):
+            assert latents.mean().item() == pytest.approx(shades[name] / 255)
+            assert text["pooled"].item() == 65 + shades[name] // 50
+
+
+def test_changing_a_batch_does_not_change_the_next_time_it_is_asked_for(tmp_path):
+    draw(tmp_path / "set" / "1.png", caption="a")
+    cached = encode(scan(tmp_path / "set", resolution=64), ToyEncoder(), tmp_path / "cache")
+    batches = Batches(cached.examples, 1, seed=0)
+    batches[0].latents.zero_()
+    batches[0].text[0].clear()
+    assert batches[0].latents.max() == 1 and "pooled" in batches[0].text[0]
+
+
+def test_memory_stays_flat_and_files_used_last_are_not_read_again(monkeypatch):
+    read = Counter()
+
+    def count(path):
+        read[path] += 1
+        return {"latents": torch.ones(1, 16, 16)}  # 1 KiB
+
+    monkeypatch.setattr(batches_module, "read", count)
+    monkeypatch.setattr(batches_module, "KEPT_BYTES", 8 * 1024)
+    batches = Batches(imagined(20), 2, seed=0)
+    for number in range(100):
+        batches[number]
+        assert sum(map(batches_module._size, batches._load._files.values())) == batches._load._size <= 8 * 1024
+    assert read[Path("t")] == 1 and len(read) == 21
+
+
+def test_a_damaged_cache_file_is_named(tmp_path):
+    draw(tmp_path / "set" / "1.png", caption="a")
+    cached = encode(scan(tmp_path / "set", resolution=64), ToyEncoder(), tmp_path / "cache")
+    cached.examples[0].latents.unlink()
+    with pytest.raises(ValueError, match=f"{cached.examples[0].latents.name} is missing or damaged"):
+        Batches(cached.examples, 1, seed=0)[0]
+
+
+def test_bad_requests_are_refused_with_their_value(unread):
+    with pytest.raises(ValueError, match="no picture to train on"):
+        Batches([], 1, seed=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Batches(imagined(1), 0, seed=0)
+    with pytest.raises(IndexError, match="got -1"):
+        Batches(imagined(1), 1, seed=0)[-1]

@@ -25,6 +25,16 @@ class Batch:
     names: tuple[str, ...]
 
 
+def load(chosen: Sequence[Cached], read: Callable[[Path], dict[str, Tensor]] = read) -> Batch:
+    """Examples of one size as a batch, in their order; ValueError names a cache file that is gone or damaged."""
+    return Batch(
+        latents=torch.stack([read(cached.latents)["latents"] for cached in chosen]),
+        text=tuple(dict(read(cached.text)) for cached in chosen),
+        size=chosen[0].bucket,
+        names=tuple(cached.example.path.name for cached in chosen),
+    )
+
+
 class Batches:
     """The endless sequence of batches: epochs, in each of which every example comes exactly `repeats` times.
 
@@ -38,7 +48,7 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self._batch_size, self._seed = batch_size, seed
         self._groups = _by_bucket(cached)
-        self._load = _Memory(read, KEPT_BYTES)
+        self._read = _Memory(read, KEPT_BYTES)
         self._epoch = lru_cache(maxsize=2)(self._planned)
         self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
 
@@ -47,13 +57,7 @@ class Batches:
         if number < 0:
             raise IndexError(f"batches are counted from 0, got {number}")
         epoch, position = divmod(number, self.steps_per_epoch)
-        chosen = self._epoch(epoch)[position]
-        return Batch(
-            latents=torch.stack([self._load(cached.latents)["latents"] for cached in chosen]),
-            text=tuple(dict(self._load(cached.text)) for cached in chosen),
-            size=chosen[0].bucket,
-            names=tuple(cached.example.path.name for cached in chosen),
-        )
+        return load(self._epoch(epoch)[position], self._read)
 
     def _planned(self, epoch: int) -> list[list[Cached]]:
         order = random.Random(f"{self._seed} {epoch}")

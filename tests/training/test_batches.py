@@ -7,7 +7,7 @@ import torch
 from pictures import ToyEncoder, draw
 
 from lora_workbench.training import batches as batches_module
-from lora_workbench.training.batches import Batches
+from lora_workbench.training.batches import Batches, load
 from lora_workbench.training.cache import Cached, encode
 from lora_workbench.training.dataset import Example, scan
 
@@ -102,6 +102,14 @@ def test_latents_and_texts_belong_to_the_named_pictures_in_every_epoch(tmp_path)
             assert text["pooled"].item() == 65 + shades[name] // 50
 
 
+def test_chosen_pictures_are_loaded_in_their_order(tmp_path):
+    for name in "abc":
+        draw(tmp_path / "set" / f"{name}.png", caption=name)
+    a, _, c = encode(scan(tmp_path / "set", resolution=64), ToyEncoder(), tmp_path / "cache").examples
+    batch = load([c, a])
+    assert batch.names == ("c.png", "a.png") and [text["pooled"].item() for text in batch.text] == [99, 97]
+
+
 def test_changing_a_batch_does_not_change_the_next_time_it_is_asked_for(tmp_path):
     draw(tmp_path / "set" / "1.png", caption="a")
     cached = encode(scan(tmp_path / "set", resolution=64), ToyEncoder(), tmp_path / "cache")
@@ -123,7 +131,7 @@ def test_memory_stays_flat_and_files_used_last_are_not_read_again(monkeypatch):
     batches = Batches(imagined(20), 2, seed=0)
     for number in range(100):
         batches[number]
-        assert sum(map(batches_module._size, batches._load._files.values())) == batches._load._size <= 8 * 1024
+        assert sum(map(batches_module._size, batches._read._files.values())) == batches._read._size <= 8 * 1024
     assert read[Path("t")] == 1 and len(read) == 21
 
 

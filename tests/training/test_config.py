@@ -1,0 +1,63 @@
+import math
+
+import pytest
+
+from lora_workbench.training.config import LoraConfig, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "value"),
+    [
+        (LoraConfig, "rank", 0),
+        (LoraConfig, "rank", 1025),
+        (LoraConfig, "alpha", -1.0),
+        (LoraConfig, "layers", "everything"),
+        (TrainConfig, "steps", 0),
+        (TrainConfig, "steps", 1_000_001),
+        (TrainConfig, "learning_rate", 0.0),
+        (TrainConfig, "learning_rate", 11.0),
+        (TrainConfig, "learning_rate", math.nan),
+        (TrainConfig, "batch_size", 0),
+        (TrainConfig, "accumulation", 0),
+        (TrainConfig, "warmup", -1),
+        (TrainConfig, "weight_decay", -0.1),
+        (TrainConfig, "clip_norm", -1.0),
+        (TrainConfig, "schedule", "polynomial"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence_naming_it_and_its_value(config, setting, value):
+    with pytest.raises(ValueError) as error:
+        config(**{setting: value})
+    sentence = str(error.value)
+    assert setting in sentence and str(value) in sentence
+    assert sentence.endswith(".") and "\n" not in sentence and "must be" in sentence
+
+
+def test_a_misspelt_setting_is_an_error_and_never_a_silent_default():
+    with pytest.raises(TypeError, match="learnin_rate"):
+        TrainConfig(learnin_rate=1.0)
+
+
+def test_alpha_zero_means_the_same_as_rank():
+    assert LoraConfig(rank=32).scale == 1.0
+    assert LoraConfig(rank=32, alpha=32).scale == 1.0
+
+
+def test_the_scale_is_alpha_over_rank():
+    assert LoraConfig(rank=16, alpha=4).scale == 0.25
+
+
+def test_more_steps_at_a_constant_rate_are_the_same_training_gone_further():
+    assert TrainConfig(steps=100).identity() == TrainConfig(steps=900).identity()
+
+
+def test_more_steps_of_a_cosine_are_another_training():
+    assert TrainConfig(steps=100, schedule="cosine").identity() != TrainConfig(steps=900, schedule="cosine").identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"learning_rate": 2e-4}, {"accumulation": 2}, {"batch_size": 2}, {"warmup": 5}, {"clip_norm": 0.5}],
+)
+def test_whatever_changes_the_weights_is_another_training(change):
+    assert TrainConfig().identity() != TrainConfig(**change).identity()

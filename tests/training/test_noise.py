@@ -1,0 +1,169 @@
+"""Promise 8: the objective is right. The formulas here are written from the papers, in their own symbols."""
+
+import math
+
+import pytest
+import torch
+
+from lora_workbench.training import noise
+
+LATENTS = torch.randn(1000, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NOISE = torch.randn(1000, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def alpha_bar():
+    """The cumulative products of SDXL's training schedule: 1,000 betas, linear in their square root."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+@pytest.fixture(scope="module")
+def ddpm_sigma(alpha_bar):
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
+def each(values):
+    return values.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_noisy_latents_are_ddpms_once_scaled_to_unit_variance(prediction, alpha_bar, ddpm_sigma):
+    """Ho et al. 2020, eq. 4: x_t = sqrt(abar) x0 + sqrt(1 - abar) eps."""
+    ddpm = each(alpha_bar.sqrt()) * LATENTS + each((1 - alpha_bar).sqrt()) * NOISE
+    ours = noise.mix(prediction, LATENTS, NOISE, ddpm_sigma) / each((ddpm_sigma**2 + 1).sqrt())
+    torch.testing.assert_close(ours, ddpm, rtol=0, atol=1e-9)
+
+
+def test_the_target_of_eps_is_the_noise(ddpm_sigma):
+    """Ho et al. 2020, eq. 14."""
+    assert torch.equal(noise.target("eps", LATENTS, NOISE, ddpm_sigma), NOISE)
+
+
+def test_the_target_of_v_is_the_published_velocity(alpha_bar, ddpm_sigma):
+    """Salimans & Ho 2022, appendix D: v = alpha_t eps - sigma_t x0 with alpha_t = sqrt(abar), sigma_t = sqrt(1 - abar)."""
+    published = each(alpha_bar.sqrt()) * NOISE - each((1 - alpha_bar).sqrt()) * LATENTS
+    torch.testing.assert_close(noise.target("v", LATENTS, NOISE, ddpm_sigma), published, rtol=0, atol=1e-9)
+
+
+def test_flow_goes_straight_from_picture_to_noise_and_the_target_is_its_velocity():
+    """Lipman et al. 2022, eq. 22-23 with time running from picture (0) to noise (1)."""
+    sigma = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    noisy = noise.mix("flow", LATENTS, NOISE, sigma)
+    torch.testing.assert_close(noisy, LATENTS + each(sigma) * (NOISE - LATENTS), rtol=0, atol=1e-12)
+    velocity = (noise.mix("flow", LATENTS, NOISE, sigma + 1e-3) - noisy) / 1e-3
+    torch.testing.assert_close(noise.target("flow", LATENTS, NOISE, sigma), velocity, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
+def test_in_single_precision_the_formulas_still_hold_to_a_millionth(prediction, ddpm_sigma):
+    sigma = ddpm_sigma / 20 if prediction == "flow" else ddpm_sigma
+    for formula in (noise.mix, noise.target):
+        exact = formula(prediction, LATENTS, NOISE, sigma)
+        single = formula(prediction, LATENTS.float(), NOISE.float(), sigma.float()).double()
+        assert (single - exact).abs().max() / exact.abs().max() < 1e-6
+
+
+def test_a_prediction_type_nobody_knows_is_refused_by_name():
+    with pytest.raises(ValueError, match="'x0' cannot be trained"):
+        noise.target("x0", LATENTS, NOISE, torch.ones(1000))
+
+
+def test_the_loss_is_the_plain_mean_square_of_each_picture_without_any_weight_for_its_noise_level():
+    """Trap 3: a loss on the denoised picture would weigh each by sigma squared."""
+    wanted = torch.zeros(2, 4, 5, 6)
+    predicted = torch.stack([torch.full((4, 5, 6), 2.0), torch.full((4, 5, 6), 3.0)]).bfloat16()
+    assert noise.loss_per_sample(predicted, wanted).tolist() == [4.0, 9.0]
+    assert noise.loss_per_sample(predicted, wanted).dtype == torch.float32
+
+
+# Noise levels
+
+
+@pytest.mark.parametrize(("side", "shift"), [(1024, 3.158), (512, 1.878), (768, 2.332)])
+def test_the_shift_of_flow_levels_grows_with_the_picture_as_published(side, shift):
+    """Black Forest Labs: mu is 0.5 at 256 tokens and 1.15 at 4096. At sigma 1/2 the odds are the shift itself."""
+    middle = noise.shifted(torch.tensor(0.5, dtype=torch.float64), (side, side)).item()
+    assert middle / (1 - middle) == pytest.approx(shift, abs=1e-3)
+
+
+def test_the_shift_keeps_the_ends_and_the_order():
+    levels = noise.shifted(torch.linspace(0, 1, 101, dtype=torch.float64), (1024, 768))
+    assert levels[0] == 0 and levels[-1] == pytest.approx(1)
+    assert (levels.diff() > 0).all()
+
+
+def test_the_shift_depends_on_the_area_and_not_on_the_shape():
+    half = torch.tensor(0.5)
+    assert noise.shifted(half, (2048, 512)) == noise.shifted(half, (1024, 1024)) == noise.shifted(half, (512, 2048))
+
+
+def test_flow_levels_are_logit_normal_before_the_shift():
+    levels = noise.training_sigmas(None, 100_000, (1024, 1024), seed=0, number=0).double()
+    odds = levels / (1 - levels)
+    logit = (odds / math.exp(1.15)).log()
+    assert logit.mean().abs() < 0.01 and (logit.std() - 1).abs() < 0.01
+    assert ((levels > 0) & (levels < 1)).all()
+
+
+def test_levels_from_a_table_are_equally_likely_and_all_of_them_occur():
+    table = torch.arange(1000.0)
+    counts = noise.training_sigmas(table, 200_000, (1024, 1024), seed=0, number=0).long().bincount(minlength=1000)
+    assert counts.min() > 120 and counts.max() < 290  # 200 each, within six standard deviations
+
+
+def test_validation_levels_are_four_increasing_entries_whatever_the_seed():
+    table = torch.linspace(0.03, 14.6, 1000)
+    levels = noise.validation_sigmas(table, (1024, 1024))
+    assert len(levels) == 4 and (levels.diff() > 0).all() and set(levels.tolist()) <= set(table.tolist())
+    flow = noise.validation_sigmas(None, (1024, 1024))
+    assert len(flow) == 4 and (flow.diff() > 0).all() and 0 < flow[0] and flow[-1] < 1
+
+
+# Randomness
+
+
+def test_noise_is_a_function_of_seed_purpose_and_number():
+    latents = torch.zeros(2, 4, 8, 8)
+
+    def draw(*where):
+        return noise.noise_like(latents, *where)
+
+    assert torch.equal(draw(1, "noise", 2), draw(1, "noise", 2))
+    for other in ((2, "noise", 2), (1, "validation", 2), (1, "noise", 3), (12, "noise", 2), (-1, "noise", 2)):
+        assert not torch.equal(draw(1, "noise", 2), draw(*other))
+
+
+def test_a_very_large_seed_is_as_good_as_any():
+    assert noise.noise_like(torch.zeros(1, 4, 2, 2), 2**64 - 1, "noise", 0).isfinite().all()
+
+
+def test_noise_is_standard_normal():
+    drawn = noise.noise_like(torch.zeros(64, 4, 32, 32), 0, "noise", 0)
+    assert drawn.mean().abs() < 0.01 and (drawn.std() - 1).abs() < 0.01
+
+
+def test_the_pictures_of_a_batch_have_noise_and_levels_of_their_own():
+    drawn = noise.noise_like(torch.zeros(2, 4, 8, 8), 0, "noise", 0)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert len(set(noise.training_sigmas(None, 8, (512, 512), 0, 0).tolist())) == 8
+
+
+def test_other_code_that_draws_random_numbers_changes_nothing_and_is_not_changed():
+    """Trap 21: sampling a preview between two steps must not change the training, nor the other way round."""
+    latents, table = torch.zeros(2, 4, 8, 8), torch.linspace(0.03, 14.6, 1000)
+
+    def everything_random():
+        return (
+            noise.noise_like(latents, 5, "noise", 6),
+            noise.training_sigmas(table, 2, (512, 512), 5, 6),
+            noise.training_sigmas(None, 2, (512, 512), 5, 6),
+        )
+
+    torch.manual_seed(1)
+    first = everything_random()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = everything_random()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(map(torch.equal, first, second))

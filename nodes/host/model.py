@@ -13,9 +13,12 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...training.attach import Attachment
+from ...training.config import LoraConfig
 from ...training.families import FAMILIES, Family
+from ...training.frozen import is_linear
 from ...training.lora import Adapters
 from ...training.noise import EPS, FLOW, V
+from .identity import identity_of
 
 HALF_PRECISION_LOSS_SCALE = 1024.0
 _GIB = 1024**3
@@ -90,6 +93,20 @@ class LoadedModel:
         sampling = model.get_model_object("model_sampling")
         self.sigmas = None if self.prediction == FLOW else sampling.sigmas.detach().float().cpu().clone()
         self._attachment: Attachment | None = None
+        self.identity = identity_of(model)
+
+    @property
+    def context_width(self) -> int | None:
+        """How wide the text is that the network takes; None when its configuration does not say."""
+        config = self.patcher.model.model_config.unet_config
+        return config.get("context_in_dim", config.get("context_dim"))
+
+    @property
+    def pooled_width(self) -> int | None:
+        """How wide the pooled text is: SDXL adds six sizes of 256 numbers each to it."""
+        config = self.patcher.model.model_config.unet_config
+        sizes = config.get("adm_in_channels")
+        return config.get("vec_in_dim") if sizes is None else sizes - 6 * 256
 
     @property
     def network(self) -> nn.Module:
@@ -99,6 +116,12 @@ class LoadedModel:
         """Have ComfyUI load the MODEL with everything patched onto it, leaving `working_memory` bytes free."""
         with torch.inference_mode():
             mm.load_models_gpu([self.patcher], memory_required=working_memory)
+
+    def adapted_width(self, lora: LoraConfig) -> int:
+        """Inputs plus outputs of all the layers a LoRA adapts: times its rank, the number of trained values."""
+        pattern = self.family.layer_pattern(lora.layers)
+        layers = (layer for name, layer in self.network.named_modules() if pattern.search(name) and is_linear(layer))
+        return sum(layer.in_features + layer.out_features for layer in layers)
 
     def attach(self, adapters: Adapters, *, checkpointing: bool) -> None:
         """Prepare the adapted forwards; nothing changes until `adapted()`."""
@@ -112,17 +135,24 @@ class LoadedModel:
 
     def needs_checkpointing(self, resolution: int, batch_size: int) -> bool:
         """True when the activations of a step would not fit beside the model in the memory that is free now."""
-        needed = self.family.activations_gib * _GIB * batch_size * (resolution / 1024) ** 2
-        if self.dtype == torch.float32:
-            needed *= 2
+        needed = self.working_memory(resolution, batch_size, checkpointing=False)
         free = mm.get_free_memory(self.device)
         if not mm.is_device_cpu(self.device):
             free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
         return needed * 1.2 > free
 
+    def working_memory(self, resolution: int, batch_size: int, checkpointing: bool) -> int:
+        """Bytes of activations a step keeps: all of them, or with checkpointing about a twelfth."""
+        needed = self.family.activations_gib * _GIB * batch_size * (resolution / 1024) ** 2
+        needed *= 2 if self.dtype == torch.float32 else 1
+        return int(needed / 12 if checkpointing else needed)
+
     @contextmanager
     def adapted(self) -> Iterator[None]:
         """Autograd on, ComfyUI in training, adapters attached; all undone on any exit."""
+        if self.patcher.model.current_weight_patches_uuid != self.patcher.patches_uuid:
+            # Another node, or a preview, has put something else onto the shared weights.
+            self.load()
         was_training = mm.in_training
         with torch.inference_mode(False), torch.enable_grad(), self._attachment.attached():
             # Without this ComfyUI picks kernels that have no backward.

@@ -37,32 +37,39 @@ class Progress:
         if self.node_id is not None and getattr(PromptServer, "instance", None) is not None:
             PromptServer.instance.send_progress_text(text, self.node_id)
 
-    def update(self, done: int, total: int, preview: Image.Image | None = None) -> None:
-        """Move the bar, optionally with a picture on the node."""
+    def update(self, done: int, total: int) -> None:
+        """Move the bar."""
         if self._bar is None or self._bar.total != total:
             self._bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
-        self._bar.update_absolute(done, total, ("JPEG", preview, None) if preview is not None else None)
+        self._bar.update_absolute(done, total)
+
+    def show(self, picture: Image.Image) -> None:
+        """Show a picture on the node, leaving the bar where it is."""
+        if self._bar is not None:
+            self._bar.update_absolute(self._bar.current, self._bar.total, ("JPEG", picture, None))
 
     def encoding(self, what: str, done: int, total: int) -> None:
         """Report the cache's progress and stop when the user pressed cancel."""
         throw_if_cancelled()
-        self.phase(f"Encoding {what} {done} of {total}")
+        self.phase(f"{what.capitalize()}: {done} of {total}")
         self.update(done, total)
 
 
 def watched(steps: Iterable[Step], progress: Progress, total: int) -> Iterator[Step]:
     """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps."""
     _finish_requests.discard(progress.node_id)
-    started, first = time.perf_counter(), None
-    smoothed = None
+    pace = smoothed = None
+    started = time.perf_counter()
     for step in steps:
-        first = first if first is not None else step.number - 1
+        took = time.perf_counter() - started
+        pace = took if pace is None else 0.9 * pace + 0.1 * took
         if not step.skipped:
             smoothed = step.loss if smoothed is None else 0.95 * smoothed + 0.05 * step.loss
-        seconds = (time.perf_counter() - started) / (step.number - first)
-        progress.phase(training_line(step.number, total, seconds, smoothed))
+        progress.phase(training_line(step.number, total, pace, smoothed))
         progress.update(step.number, total)
         yield step
+        # What happens between two steps (saving, previews) is no part of the pace.
+        started = time.perf_counter()
         throw_if_cancelled()
         if progress.node_id in _finish_requests:
             _finish_requests.discard(progress.node_id)

@@ -1,0 +1,226 @@
+"""One queueing of the Trainer: what is checked, encoded, trained, written and shown, in that order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..training import lora_file
+from ..training.batches import Batch, Batches, load
+from ..training.cache import CachedDataset, encode, fingerprint
+from ..training.dataset import Dataset
+from ..training.loop import Snapshot, Step, train
+from ..training.lora import Adapters
+from ..training.presets import AUTOMATIC, ON, ExpertSettings, Plan, plan
+from ..training.run import Checkpoint, TrainingRun, recorded
+from ..training.validation import validation_loss
+from .host import folders
+from .host.encoders import GraphEncoder
+from .host.model import LoadedModel
+from .host.progress import Progress, watched
+from .host.proof import Proof, prove
+from .previews import Previews
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Request:
+    """The Trainer's inputs. 0 leaves steps, learning_rate, rank and save_every to the preset."""
+
+    model: object
+    clip: object
+    vae: object
+    dataset: Dataset
+    name: str
+    preset: str
+    steps: int = 0
+    learning_rate: float = 0.0
+    rank: int = 0
+    save_every: int = 0
+    preview_prompts: str = ""
+    seed: int = 0
+    start_over: bool = False
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a queueing ends with: the run, the checkpoint it ends at, its proof, and the strip of previews."""
+
+    run: TrainingRun
+    plan: Plan
+    checkpoint: Checkpoint
+    proof: Proof
+    previews: Image.Image
+    trained: int
+
+
+def execute(request: Request, progress: Progress) -> Result:
+    """Train what is not trained yet, and return what there is then.
+
+    Raises ValueError, OSError or MemoryError with one sentence before anything is encoded when an input cannot work,
+    and ComfyUI's interrupt on cancel, after the last finished step has been saved.
+    """
+    progress.phase("Checking the inputs")
+    denoiser = LoadedModel(request.model)
+    dataset = request.dataset
+    chosen = plan(
+        request.preset,
+        denoiser.family,
+        len(dataset.examples),
+        request.settings,
+        steps=request.steps,
+        learning_rate=request.learning_rate,
+        rank=request.rank,
+        save_every=request.save_every,
+        seed=request.seed,
+    )
+    encoder = GraphEncoder(request.model, request.clip, request.vae)
+    encoder.check(denoiser.family.title, denoiser.context_width, denoiser.pooled_width)
+    run = _open_run(request, denoiser, encoder, chosen)
+    before = run.step
+    previews = Previews(request, denoiser, run)
+    if run.step < chosen.train.steps:
+        _train(request, denoiser, encoder, chosen, run, previews, progress)
+    checkpoints = run.result(chosen.train.steps, dataset.trigger_word).entries
+    if not checkpoints:
+        raise ValueError(
+            f"The files of the run '{run.name}' are gone from '{run.loras / run.name}': set resume to 'start over'."
+        )
+    strip = previews.strip(checkpoints, progress)
+    return Result(run, chosen, checkpoints[-1], _proved(request, checkpoints[-1]), strip, run.step - before)
+
+
+def _open_run(request: Request, denoiser: LoadedModel, encoder: GraphEncoder, chosen: Plan) -> TrainingRun:
+    """The run to go on with: the same only when everything that decides its weights is the same."""
+    identity = {
+        "model": denoiser.identity,
+        "vae": encoder.latents_key,
+        "clip": encoder.text_key,
+        "dataset": fingerprint(request.dataset),
+        "lora": asdict(chosen.lora),
+        "train": chosen.train.identity(),
+    }
+    runs = folders.output_folder() / "lora_workbench" / "runs"
+    _check_disk(request, denoiser, chosen, runs)
+    return TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
+
+
+def _check_disk(request: Request, denoiser: LoadedModel, chosen: Plan, runs: Path) -> None:
+    """OSError naming the folder that cannot be written, or the space that is missing, before any work is done."""
+    adapter_bytes = 4 * chosen.lora.rank * denoiser.adapted_width(chosen.lora)
+    files = -(-chosen.train.steps // chosen.save_every) * adapter_bytes // (1 if _is_fp32(request) else 2)
+    pictures = len(request.dataset.examples) + len(request.dataset.held_out)
+    needed = {folders.loras_folder(): files, runs: 3 * adapter_bytes + pictures * 8 * _MIB}
+    for folder, needed_bytes in needed.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise OSError(f"The folder '{folder}' cannot be written ({error.strerror}): allow writing to it.") from error
+        free = shutil.disk_usage(folder).free
+        if free < needed_bytes:
+            raise OSError(
+                f"The disk of '{folder}' has {free // _MIB:,} MB free, but this training writes about "
+                f"{needed_bytes // _MIB:,} MB: free some space, or raise save_every."
+            )
+
+
+def _is_fp32(request: Request) -> bool:
+    return PRECISIONS[request.settings.save_precision] == torch.float32
+
+
+def _train(
+    request: Request,
+    denoiser: LoadedModel,
+    encoder: GraphEncoder,
+    chosen: Plan,
+    run: TrainingRun,
+    previews: Previews,
+    progress: Progress,
+) -> None:
+    """Encode what is not cached, then train; every stage around `train()` is one line here."""
+    dataset, config, settings = request.dataset, chosen.train, request.settings
+    cached = encode(dataset, encoder, folders.output_folder() / "lora_workbench" / "cache", progress.encoding)
+    previews.encode_prompts(progress)
+    progress.phase("Loading the model")
+    checkpointing = settings.checkpointing == ON or (
+        settings.checkpointing == AUTOMATIC and denoiser.needs_checkpointing(dataset.resolution, config.batch_size)
+    )
+    denoiser.load(denoiser.working_memory(dataset.resolution, config.batch_size, checkpointing))
+    # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
+    with torch.inference_mode(False):
+        pattern = denoiser.family.layer_pattern(chosen.lora.layers)
+        adapters = Adapters.build(denoiser.network, chosen.lora, pattern, config.seed)
+        denoiser.attach(adapters, checkpointing=checkpointing)
+        held_out = _one_by_one(cached)
+        if held_out and run.base_validation is None:
+            run.note_validation(0, validation_loss(denoiser, held_out))
+        previews.show_baseline(progress)
+        batches = Batches(cached.examples, config.batch_size, config.seed)
+        with closing(train(denoiser, batches, adapters, config, run.resume())) as steps:
+            events = watched(steps, progress, config.steps)
+            events = recorded(
+                events, run, _writer(request, denoiser, chosen), save_every=chosen.save_every, last_step=config.steps
+            )
+            events = validated(events, run, denoiser, held_out)
+            for event in events:
+                if isinstance(event, Checkpoint):
+                    previews.show(event, progress)
+
+
+def validated(
+    events: Iterable[Step | Checkpoint], run: TrainingRun, denoiser: LoadedModel, held_out: list[Batch]
+) -> Iterator[Step | Checkpoint]:
+    """Pass events on, and ask the held-out pictures about every checkpoint while its weights are attached."""
+    for event in events:
+        if isinstance(event, Checkpoint) and held_out:
+            run.note_validation(event.step, validation_loss(denoiser, held_out))
+        yield event
+
+
+def _one_by_one(cached: CachedDataset) -> list[Batch]:
+    """The held-out pictures, each a batch of its own, in order."""
+    return [load([example]) for example in cached.held_out]
+
+
+def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
+    """How a snapshot of this run becomes a LoRA file."""
+    dataset = request.dataset
+
+    def write(path: Path, snapshot: Snapshot) -> None:
+        entries = lora_file.metadata(
+            title=request.name.strip(),
+            family=denoiser.family,
+            prediction=denoiser.prediction,
+            lora=chosen.lora,
+            config=chosen.train,
+            trigger_word=dataset.trigger_word,
+            resolution=dataset.resolution,
+            captions=[example.caption for example in dataset.examples],
+            step=snapshot.step,
+        )
+        tensors = lora_file.kohya_keys(
+            snapshot.weights, chosen.lora, PRECISIONS[request.settings.save_precision]
+        )
+        lora_file.write(path, tensors, entries)
+
+    return write
+
+
+def _proved(request: Request, checkpoint: Checkpoint) -> Proof:
+    """The proof of a written file; a file that does nothing is an error, not a result."""
+    proof = prove(request.model, Path(checkpoint.path))
+    if proof.matched != proof.layers or not proof.layers:
+        raise ValueError(f"'{os.path.basename(checkpoint.path)}' is {proof}: please report this with the file.")
+    return proof

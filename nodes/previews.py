@@ -1,0 +1,98 @@
+"""Pictures of a run: the untrained base and every checkpoint, as KSampler with Load LoRA makes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..training.figures import labelled_grid
+from ..training.lora_file import write_atomically
+from ..training.run import Checkpoint, TrainingRun
+from .host import loras
+from .host.model import LoadedModel
+from .host.progress import Progress, throw_if_cancelled
+from .host.sampling import SamplerSettings, encode_prompt, sample_picture
+from .pictures import png_bytes, to_picture
+
+MOST_COLUMNS = 12
+
+
+class Previews:
+    """The preview pictures of a run, kept on disk under what decides them, so that none is made twice."""
+
+    def __init__(self, request, denoiser: LoadedModel, run: TrainingRun) -> None:
+        family, size = denoiser.family, request.dataset.resolution
+        self._request, self._denoiser, self._run = request, denoiser, run
+        self._prompts = prompts_of(request)
+        self._settings = SamplerSettings(
+            size // 8 * 8, size // 8 * 8, request.seed, family.cfg, family.sampler, family.scheduler
+        )
+        self._conditioning: list[list] | None = None
+
+    def encode_prompts(self, progress: Progress) -> None:
+        """Encode the prompts now, so that the text encoders need not come back while the model trains."""
+        if self._conditioning is None:
+            progress.phase("Encoding the preview prompts")
+            self._conditioning = [encode_prompt(self._request.clip, prompt) for prompt in (*self._prompts, "")]
+
+    def show_baseline(self, progress: Progress) -> None:
+        """Make the pictures of the untrained base, the column everything else is compared with."""
+        self._row(None, progress)
+
+    def show(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Make the pictures of a checkpoint and show the first on the node."""
+        pictures = self._row(checkpoint, progress)
+        progress.show(pictures[0])
+
+    def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
+        """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
+        shown = spread(checkpoints, MOST_COLUMNS - 1)
+        columns = [self._row(None, progress)] + [self._row(checkpoint, progress) for checkpoint in shown]
+        headings = ["untrained"] + [f"step {checkpoint.step}" for checkpoint in shown]
+        rows = [[column[number] for column in columns] for number in range(len(self._prompts))]
+        return labelled_grid(rows, headings, self._prompts)
+
+    def _row(self, checkpoint: Checkpoint | None, progress: Progress) -> list[Image.Image]:
+        paths = [self._path(checkpoint, prompt) for prompt in self._prompts]
+        missing = [number for number, path in enumerate(paths) if not path.is_file()]
+        if missing:
+            self.encode_prompts(progress)
+            step = checkpoint.step if checkpoint else 0
+            progress.phase(f"Making the previews of step {step}")
+            model = self._request.model if checkpoint is None else self._with_lora(checkpoint)
+            for number in missing:
+                throw_if_cancelled()
+                picture = self._sample(model, number)
+                write_atomically(paths[number], png_bytes(picture))
+        return [Image.open(path).convert("RGB") for path in paths]
+
+    def _with_lora(self, checkpoint: Checkpoint):
+        lora = loras.read_lora(Path(checkpoint.path))
+        return loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)[0]
+
+    def _sample(self, model, number: int) -> Image.Image:
+        positive, negative = self._conditioning[number], self._conditioning[-1]
+        pixels: Tensor = sample_picture(model, self._request.vae, positive, negative, self._settings)
+        return to_picture(pixels)
+
+    def _path(self, checkpoint: Checkpoint | None, prompt: str) -> Path:
+        key = hashlib.sha256(f"{prompt}\n{self._settings}\n{self._denoiser.identity}".encode()).hexdigest()[:16]
+        return self._run.folder / "previews" / f"{checkpoint.step if checkpoint else 0:06d}_{key}.png"
+
+
+def prompts_of(request) -> list[str]:
+    """One prompt a line; without any, the first caption, which shows what the pictures teach."""
+    prompts = [line.strip() for line in request.preview_prompts.splitlines() if line.strip()]
+    return prompts or [request.dataset.examples[0].caption or request.dataset.trigger_word or "a picture"]
+
+
+def spread(checkpoints: Sequence[Checkpoint], most: int) -> list[Checkpoint]:
+    """At most `most` of them, evenly spread, the last always among them."""
+    if len(checkpoints) <= most:
+        return list(checkpoints)
+    places = [round(number * (len(checkpoints) - 1) / (most - 1)) for number in range(most)]
+    return [checkpoints[place] for place in places]

@@ -1,0 +1,180 @@
+"""The LoRA Trainer node."""
+
+from __future__ import annotations
+
+import os
+
+from comfy_api.latest import io, ui
+
+from ..training.figures import loss_chart
+from ..training.presets import PRESETS, ExpertSettings
+from . import job
+from .host import loras
+from .host.progress import Progress
+from .pictures import to_image
+from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK
+
+CONTINUE, START_OVER = "continue", "start over"
+
+
+class LoraWorkbenchTrainer(io.ComfyNode):
+    """Trains a LoRA on the MODEL that is already loaded, in place, and leaves it as it was."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraWorkbenchTrainer",
+            display_name="LoRA Trainer",
+            category=CATEGORY,
+            description=(
+                "Trains a LoRA on the model that is already loaded in this graph. Cancel keeps the work; queue again "
+                "to go on. The files are in models/loras/<name>."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The SDXL or FLUX model to train on. It is left exactly as it is."),
+                io.Clip.Input("clip", tooltip="The text encoders that belong to the model. They read the captions."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model. It encodes the pictures."),
+                DATASET.Input("dataset", tooltip="Pictures and captions from LoRA Dataset Loader."),
+                io.String.Input("name", default="my_lora", tooltip="Name of the LoRA and of its folder in models/loras."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="What the pictures teach. It decides every value below that is 0.",
+                ),
+                io.Int.Input("steps", default=0, min=0, max=1_000_000, tooltip="Training steps. 0 = from the preset."),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="How fast it learns, for example 0.0001. 0 = from the preset.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="How much the LoRA can hold, and how large its file is. 16 suits one subject. 0 = from the preset.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Steps between two checkpoints, each with previews. 0 = ten checkpoints.",
+                ),
+                io.String.Input(
+                    "preview_prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="One prompt a line, drawn before training and at every checkpoint. Empty = the first caption.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Decides everything random: the same seed and inputs give the same file.",
+                ),
+                io.Combo.Input(
+                    "resume",
+                    options=[CONTINUE, START_OVER],
+                    tooltip="continue: go on where the same training stopped, or add steps. start over: train anew beside it.",
+                ),
+                SETTINGS.Input("settings", optional=True, tooltip="Expert settings from LoRA Training Settings."),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The model with the trained LoRA on, at strength 1."),
+                io.Clip.Output("clip", tooltip="The CLIP to use with it."),
+                CHECKPOINTS.Output("checkpoints", tooltip="Every checkpoint of this run, for LoRA Checkpoint Picker."),
+                STACK.Output("lora_stack", tooltip="The trained LoRA as a stack, for any stack node."),
+                io.String.Output("lora_name", tooltip="The file's name, as Load LoRA lists it."),
+                io.Image.Output("previews", tooltip="The untrained model and every checkpoint side by side."),
+                io.Image.Output("loss_chart", tooltip="Loss by step."),
+                io.String.Output("report", tooltip="What was trained, where the file is, and the proof that it loads."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        dataset,
+        name,
+        preset,
+        steps,
+        learning_rate,
+        rank,
+        save_every,
+        preview_prompts,
+        seed,
+        resume,
+        settings: ExpertSettings | None = None,
+    ) -> io.NodeOutput:
+        request = job.Request(
+            model=model,
+            clip=clip,
+            vae=vae,
+            dataset=dataset,
+            name=name,
+            preset=preset,
+            steps=steps,
+            learning_rate=learning_rate,
+            rank=rank,
+            save_every=save_every,
+            preview_prompts=preview_prompts,
+            seed=seed,
+            start_over=resume == START_OVER,
+            settings=settings or ExpertSettings(),
+        )
+        result = job.execute(request, Progress(cls.hidden.unique_id))
+        checkpoints = result.run.result(result.plan.train.steps, dataset.trigger_word)
+        trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
+        validation = [(entry.step, mean_of(entry.validation)) for entry in checkpoints.entries if entry.validation]
+        previews = to_image(result.previews)
+        return io.NodeOutput(
+            trained_model,
+            trained_clip,
+            checkpoints,
+            [(result.checkpoint.lora_name, 1.0, 1.0)],
+            result.checkpoint.lora_name,
+            previews,
+            to_image(loss_chart(result.run.losses(), validation, f"{result.run.name}: loss by step")),
+            report(result, dataset),
+            ui=ui.PreviewImage(previews, cls=cls),
+        )
+
+
+def mean_of(validation: list[list[float]]) -> float:
+    """The mean over all pictures and noise levels."""
+    levels = [level for picture in validation for level in picture]
+    return sum(levels) / len(levels)
+
+
+def report(result: job.Result, dataset) -> str:
+    """What happened, in lines a user can act on."""
+    if result.trained:
+        done = f"Trained {result.trained} steps, up to step {result.run.step}."
+    else:
+        done = f"Nothing to train: this run already is at step {result.run.step}."
+    if result.checkpoint.step < min(result.run.step, result.plan.train.steps):
+        done += f" The newest checkpoint within {result.plan.train.steps} steps is step {result.checkpoint.step}."
+    elif result.run.step < result.plan.train.steps:
+        done += f" Finished early: {result.plan.train.steps} steps were planned, queue again to go on."
+    lines = [
+        f"LoRA '{result.run.name}'",
+        done,
+        f"Settings: {result.plan}.",
+        f"Pictures: {len(dataset.examples)} trained, {len(dataset.held_out)} held out.",
+        f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
+        f"File {result.proof}.",
+    ]
+    if dataset.trigger_word:
+        lines.insert(1, f"Trigger word: {dataset.trigger_word}")
+    return "\n".join(lines)

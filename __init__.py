@@ -9,6 +9,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """The extension that lists the nodes; called once by ComfyUI at start."""
-    from .nodes import LoraWorkbench
+    from .nodes.extension import LoraWorkbench
 
     return LoraWorkbench()

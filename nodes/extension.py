@@ -1,0 +1,32 @@
+"""The nodes, in the order in which a user meets them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .auto_captioner import LoraWorkbenchAutoCaptioner
+from .checkpoint_picker import LoraWorkbenchCheckpointPicker
+from .dataset_loader import LoraWorkbenchDatasetLoader
+from .host import routes
+from .stack_apply import LoraWorkbenchStackApply
+from .trainer import LoraWorkbenchTrainer
+from .training_settings import LoraWorkbenchTrainingSettings
+
+NODES = (
+    LoraWorkbenchDatasetLoader,
+    LoraWorkbenchAutoCaptioner,
+    LoraWorkbenchTrainer,
+    LoraWorkbenchTrainingSettings,
+    LoraWorkbenchCheckpointPicker,
+    LoraWorkbenchStackApply,
+)
+
+
+class LoraWorkbench(ComfyExtension):
+    """What ComfyUI asks the pack for."""
+
+    async def on_load(self) -> None:
+        """Open the one route the trainer's *Finish now* button needs."""
+        routes.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return list(NODES)

@@ -28,7 +28,7 @@ class ResidentWeights:
     """Weights that simply are where they are used."""
 
     def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
-        bias = layer.bias
+        bias = getattr(layer, "bias", None)
         return layer.weight.to(like), None if bias is None else bias.to(like), None
 
     def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
@@ -71,6 +71,17 @@ def _norm_with_weight(layer: nn.Module, weights: Weights, copy_input: bool) -> C
     return forward
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in memory of its own. F.linear may answer with a view, which a block must not add into."""
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    if bias is None:
+        torch.mm(flat_x, weight.t(), out=flat_y)
+    else:
+        torch.addmm(bias, flat_x, weight.t(), out=flat_y)
+    return y
+
+
 class _Linear(torch.autograd.Function):
     """y = x W^T + b with a gradient for x alone: g W."""
 
@@ -78,7 +89,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, layer, weights):
         ctx.layer, ctx.weights = layer, weights
         weight, bias, ticket = weights.take(layer, x)
-        y = F.linear(x, weight, bias)
+        y = _linear(x, weight, bias)
         weights.give_back(layer, weight, bias, ticket)
         return y
 
@@ -125,7 +136,7 @@ class AdaptedLinear(torch.autograd.Function):
         ctx.layer, ctx.weights, ctx.scale = layer, weights, scale
         flat = x.reshape(-1, x.shape[-1])
         weight, bias, ticket = weights.take(layer, x)
-        y = F.linear(x, weight, bias)
+        y = _linear(x, weight, bias)
         weights.give_back(layer, weight, bias, ticket)
         inner = flat @ down.to(x.dtype).t()
         y.view(-1, y.shape[-1]).addmm_(inner, up.to(x.dtype).t(), alpha=scale)

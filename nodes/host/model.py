@@ -30,7 +30,7 @@ class CastWeights:
     def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
         comfy.ops.run_every_op()
         if not hasattr(layer, "weight_function"):
-            bias = layer.bias
+            bias = getattr(layer, "bias", None)
             return layer.weight.to(like), None if bias is None else bias.to(like), None
         return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
 

@@ -1,0 +1,292 @@
+"""Frozen layers compute what plain layers compute, and leave their weights alone while doing so."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft.tuners.lora import Linear as PeftLinear
+from torch import nn
+
+from lora_workbench.training.frozen import AdaptedLinear, ResidentWeights, forward_of, is_linear
+
+LAYERS = {
+    "linear on (B, in)": (lambda: nn.Linear(6, 5), (3, 6)),
+    "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (3, 6)),
+    "linear on (B, tokens, in)": (lambda: nn.Linear(6, 5), (2, 4, 6)),
+    "linear on (B, h, w, in)": (lambda: nn.Linear(6, 5), (2, 3, 4, 6)),
+    "linear on (in)": (lambda: nn.Linear(6, 5), (6,)),
+    "convolution": (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 8)),
+    "convolution without bias": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 7, 8)),
+    "convolution with stride": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 8, 9)),
+    "convolution with stride over an odd size": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 9, 8)),
+    "convolution in groups": (lambda: nn.Conv2d(4, 6, 3, padding=2, groups=2), (2, 4, 7, 8)),
+    "convolution with dilation": (lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), dilation=2), (2, 4, 9, 8)),
+    "group norm": (lambda: nn.GroupNorm(2, 6, eps=1e-6), (2, 6, 4, 5)),
+    "layer norm": (lambda: nn.LayerNorm(6, eps=1e-3), (2, 3, 6)),
+    "layer norm without bias": (lambda: nn.LayerNorm(6, bias=False), (2, 3, 6)),
+    "RMS norm": (lambda: nn.RMSNorm(6, eps=1e-3), (2, 3, 6)),
+}
+cases = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+
+
+def randomised(layer: nn.Module, seed: int = 0) -> nn.Module:
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in layer.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=random))
+    return layer.requires_grad_(False)
+
+
+def input_of(shape, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+
+
+def value_and_gradient(forward, x):
+    y = forward(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+    return y.detach(), gradient
+
+
+def addresses(tensors) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+@cases
+def test_a_frozen_layer_equals_the_plain_one_in_value_and_gradient(make, shape):
+    layer = randomised(make())
+    plain = value_and_gradient(layer, input_of(shape))
+    frozen = value_and_gradient(forward_of(layer, ResidentWeights(), copy_norm_input=False), input_of(shape))
+    for ours, theirs in zip(frozen, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_a_frozen_layer_works_on_inference_tensors_where_the_plain_one_cannot(make, shape):
+    with torch.inference_mode():
+        layer = randomised(make())
+    with pytest.raises(RuntimeError, match="[Ii]nference tensors cannot be saved for backward"):
+        value_and_gradient(layer, input_of(shape))
+    ours = value_and_gradient(forward_of(layer, ResidentWeights(), copy_norm_input=False), input_of(shape))
+    theirs = value_and_gradient(randomised(make()), input_of(shape))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_nothing_of_a_weight_is_kept_for_backward(make, shape):
+    layer, kept = randomised(make()), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        forward_of(layer, ResidentWeights(), copy_norm_input=False)(input_of(shape))
+    assert not addresses(kept) & addresses(layer.parameters())
+    assert all(tensor.numel() <= 6 or tensor.shape[0] == shape[0] for tensor in kept), "a copy of a matrix was kept"
+
+
+@cases
+def test_the_weight_may_stay_in_another_dtype_than_the_computation(make, shape):
+    layer = randomised(make()).to(torch.float16)
+    x = input_of(shape, torch.float32)
+    y, gradient = value_and_gradient(forward_of(layer, ResidentWeights(), copy_norm_input=False), x)
+    expected = value_and_gradient(copy.deepcopy(layer).float(), input_of(shape))
+    assert y.dtype == gradient.dtype == torch.float32
+    for ours, theirs in zip((y, gradient), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert all(tensor.dtype == torch.float16 for tensor in layer.parameters())
+
+
+@cases
+def test_a_gradient_of_a_gradient_free_input_is_not_computed(make, shape):
+    x = input_of(shape).detach()
+    assert not forward_of(randomised(make()), ResidentWeights(), copy_norm_input=False)(x).requires_grad
+
+
+class OneBuffer:
+    """Weights that pass through a single buffer: what was taken is overwritten as soon as it is given back."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.zeros(4096)
+        self.taken = 0
+
+    def take(self, layer, like):
+        self.taken += 1
+        bias = layer.bias if getattr(layer, "bias", None) is not None else None
+        sizes = [tensor.numel() for tensor in (layer.weight, bias) if tensor is not None]
+        pieces = [self.buffer[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+        weight = pieces[0].view(layer.weight.shape).copy_(layer.weight)
+        return weight, None if bias is None else pieces[1].view(bias.shape).copy_(bias), "ticket"
+
+    def give_back(self, layer, weight, bias, ticket):
+        assert ticket == "ticket"
+        self.taken -= 1
+        self.buffer.fill_(torch.nan)
+
+
+def test_weights_that_are_streamed_through_one_buffer_give_the_right_gradients():
+    layers = [
+        randomised(layer, seed)
+        for seed, layer in enumerate(
+            (nn.Conv2d(4, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Linear(8, 8), nn.LayerNorm(8), nn.RMSNorm(8))
+        )
+    ]
+    down, up = input_of((2, 8)), input_of((8, 2))
+    weights = OneBuffer()
+    forwards = [forward_of(layer, weights, copy_norm_input=True) for layer in layers]
+
+    def run(chain, adapted, x):
+        for forward in chain:
+            x = forward(x)
+        return adapted(x)
+
+    inputs = (input_of((2, 4, 7, 8)), down, up)
+    streamed = run(forwards, lambda x: AdaptedLinear.apply(x, down, up, 0.5, layers[2], weights), inputs[0])
+    streamed_gradients = torch.autograd.grad(streamed.square().sum(), inputs)
+    plain = run(layers, lambda x: layers[2](x) + 0.5 * (x @ down.t()) @ up.t(), inputs[0])
+    plain_gradients = torch.autograd.grad(plain.square().sum(), inputs)
+
+    torch.testing.assert_close(streamed, plain, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(streamed_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert weights.taken == 0, "a weight was taken and not given back"
+
+
+@pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm, lambda width: nn.LayerNorm(width, elementwise_affine=False)])
+def test_a_norm_that_copies_its_input_lets_a_block_add_into_it_afterwards(make):
+    layer = make(6).requires_grad_(False)
+
+    def block(norm):
+        leaf = input_of((2, 3, 6))
+        x = leaf * 2
+        y = norm(x)
+        x += y
+        return torch.autograd.grad((x * y).sum(), leaf)[0]
+
+    expected = block(lambda x: layer(x.clone()))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        block(layer)
+    torch.testing.assert_close(block(forward_of(layer, ResidentWeights(), copy_norm_input=True)), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6), (2, 3, 4, 6)])
+@pytest.mark.parametrize("adapted", [False, True], ids=["frozen", "adapted"])
+def test_what_a_linear_layer_answers_may_be_added_into(shape, adapted):
+    layer = randomised(nn.Linear(6, 6))
+    down, up = input_of((2, 6)), input_of((6, 2))
+    frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
+    x = input_of(shape)
+    y = AdaptedLinear.apply(x, down, up, 1.0, layer, ResidentWeights()) if adapted else frozen(x)
+    y += 1
+    y.view(-1).mul_(2)
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
+def test_a_layer_that_keeps_no_weight_needs_no_forward_of_its_own():
+    assert forward_of(nn.SiLU(), ResidentWeights(), copy_norm_input=True) is None
+    assert forward_of(nn.LayerNorm(6, elementwise_affine=False), ResidentWeights(), copy_norm_input=False) is None
+
+
+@dataclass
+class NotALinear:
+    """What a quantised layer looks like from outside."""
+
+    in_features: int = 6
+    out_features: int = 5
+    weight: object = None
+
+
+def test_a_linear_layer_is_known_by_what_it_has_and_not_by_its_class():
+    assert is_linear(nn.Linear(2, 2)) and is_linear(NotALinear())
+    assert not is_linear(nn.Conv2d(2, 2, 1)) and not is_linear(nn.LayerNorm(2))
+
+
+# The adapted layer against peft's
+
+
+def peft_layer(layer: nn.Linear, down, up, alpha: float) -> PeftLinear:
+    config = PeftConfig(r=len(down), lora_alpha=alpha, init_lora_weights=False)
+    reference = PeftLinear(layer, "default", config, r=len(down), lora_alpha=alpha)
+    with torch.no_grad():
+        reference.lora_A["default"].weight.copy_(down)
+        reference.lora_B["default"].weight.copy_(up)
+    return reference
+
+
+def factors(rank=3, width=6, out=5):
+    random = torch.Generator().manual_seed(7)
+    return (
+        torch.randn(rank, width, generator=random).requires_grad_(),
+        torch.randn(out, rank, generator=random).requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6), (2, 3, 4, 6)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("alpha", [3.0, 1.0, 24.0], ids=lambda alpha: f"alpha {alpha}")
+def test_the_adapted_layer_equals_pefts_in_value_and_gradients(shape, bias, alpha):
+    layer, (down, up) = randomised(nn.Linear(6, 5, bias=bias)), factors()
+    reference = peft_layer(layer, down, up, alpha)
+    theirs = reference(x := input_of(shape))
+    answer = torch.linspace(-1, 1, theirs.numel()).view(theirs.shape)
+    tensors = (x, reference.lora_A["default"].weight, reference.lora_B["default"].weight)
+    their_gradients = torch.autograd.grad(theirs, tensors, answer)
+
+    ours = AdaptedLinear.apply(x := input_of(shape), down, up, alpha / len(down), layer, ResidentWeights())
+    our_gradients = torch.autograd.grad(ours, (x, down, up), answer)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_the_adapted_layer_is_as_near_to_the_truth_as_pefts(dtype):
+    layer, (down, up) = randomised(nn.Linear(64, 48)), factors(8, 64, 48)
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(3)).to(dtype)
+    grad = torch.randn(40, 48, generator=torch.Generator().manual_seed(4)).to(dtype)
+
+    def run(forward, tensors):
+        y = forward(x)
+        return y, *torch.autograd.grad(y, tensors, grad.to(y.dtype))
+
+    half = copy.deepcopy(layer).to(dtype)
+    ours = run(lambda x: AdaptedLinear.apply(x, down, up, 0.5, half, ResidentWeights()), (down, up))
+    assert ours[0].dtype == dtype and ours[1].dtype == ours[2].dtype == torch.float32
+
+    exact_layer = copy.deepcopy(half).double()
+    truth = run(lambda x: exact_layer(x.double()) + 0.5 * (x.double() @ down.double().t()) @ up.double().t(), (down, up))
+    reference = peft_layer(half, down, up, 4.0).float()
+    reference.base_layer.to(dtype)
+    theirs = run(reference, (reference.lora_A["default"].weight, reference.lora_B["default"].weight))
+    for one, other, exact in zip(ours, theirs, truth, strict=True):
+        ours_off, theirs_off = ((tensor.double() - exact).norm() / exact.norm() for tensor in (one, other))
+        assert ours_off < max(1.5 * theirs_off, 2e-3 if dtype == torch.float16 else 1.5e-2)
+
+
+def test_the_gradients_of_the_adapted_layer_pass_a_finite_difference_check():
+    layer = randomised(nn.Linear(4, 3)).double()
+    down, up = (tensor.detach().double().requires_grad_() for tensor in factors(2, 4, 3))
+    x = input_of((2, 3, 4), torch.float64).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *tensors: AdaptedLinear.apply(*tensors, 0.7, layer, ResidentWeights()), (x, down, up))
+
+
+def test_the_adapted_layer_keeps_its_input_and_a_rank_wide_product_and_no_weight():
+    layer, (down, up), kept = randomised(nn.Linear(6, 5)), factors(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        AdaptedLinear.apply(input_of((4, 6)), down, up, 1.0, layer, ResidentWeights())
+    assert [tuple(tensor.shape) for tensor in kept] == [(4, 6), (4, 3), (3, 6), (5, 3)]
+    assert not addresses(kept) & addresses(layer.parameters())
+
+
+def test_an_input_without_gradient_still_trains_the_adapter_and_reads_the_weight_once():
+    layer, (down, up), weights = randomised(nn.Linear(6, 5)), factors(), OneBuffer()
+    reads = []
+    weights.take, take = (lambda *args: reads.append(1) or take(*args)), weights.take
+    AdaptedLinear.apply(input_of((4, 6)).detach(), down, up, 1.0, layer, weights).sum().backward()
+    assert down.grad.abs().sum() > 0 and up.grad.abs().sum() > 0
+    assert len(reads) == 1
+
+
+def test_an_adapter_with_zero_up_changes_nothing():
+    layer, (down, up) = randomised(nn.Linear(6, 5)), factors()
+    x = input_of((2, 4, 6))
+    frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
+    assert torch.equal(AdaptedLinear.apply(x, down, torch.zeros_like(up), 1.0, layer, ResidentWeights()), frozen(x))

@@ -34,5 +34,6 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, what = name.split(".", 1)
-        state.setdefault(int(number), {})[what] = value
+        # Loading shares memory, and every step writes into it: without a copy the caller's tensors would change.
+        state.setdefault(int(number), {})[what] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -24,13 +24,14 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.text_norm = nn.LayerNorm(TEXT, elementwise_affine=False)
         self.attend = nn.Linear(TEXT, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
         self.widen = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
         self.narrow = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, text: Tensor, options: dict) -> tuple[Tensor, Tensor]:
-        x = x + self.attend(text).mean(1, keepdim=True)
+        x = x + self.attend(self.text_norm(text)).mean(1, keepdim=True)
         return x + self.narrow(F.silu(self.widen(self.norm(x)))), text
 
 
@@ -39,7 +40,7 @@ class BlockInPlace(Block):
 
     def forward(self, x: Tensor, text: Tensor, options: dict) -> tuple[Tensor, Tensor]:
         options["blocks_seen"] = options.get("blocks_seen", 0) + 1
-        x += self.attend(text).mean(1, keepdim=True)
+        x += self.attend(self.text_norm(text)).mean(1, keepdim=True)
         x += self.narrow(F.silu(self.widen(self.norm(x))))
         text *= 0.5 * options["blocks_seen"]
         return x, text

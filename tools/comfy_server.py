@@ -186,6 +186,8 @@ class Server:
             async for message in socket_:
                 if message.type == aiohttp.WSMsgType.BINARY:
                     record_binary(run, message.data)
+                    if kind_of(message.data) == TEXT:
+                        await asyncio.to_thread(on_event, "progress_text", {"text": run.texts[-1]})
                 elif message.type == aiohttp.WSMsgType.TEXT:
                     event = json.loads(message.data)
                     name, data = event["type"], event.get("data") or {}
@@ -219,7 +221,7 @@ def record(run: Run, name: str, data: dict) -> None:
 
 def record_binary(run: Run, message: bytes) -> None:
     """Adds one binary message, a preview image or a progress text, to ``run``."""
-    (kind,) = struct.unpack(">I", message[:4])
+    kind = kind_of(message)
     if kind == PREVIEW:
         run.previews.append(message[8:])
     elif kind in (TEXT, PREVIEW_WITH_METADATA):
@@ -229,6 +231,10 @@ def record_binary(run: Run, message: bytes) -> None:
             run.texts.append(rest.decode("utf-8", "replace"))
         else:
             run.previews.append(rest)
+
+
+def kind_of(message: bytes) -> int:
+    return struct.unpack(">I", message[:4])[0]
 
 
 def refusal(body: bytes) -> str:

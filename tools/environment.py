@@ -173,7 +173,9 @@ def install_comfyui() -> Path:
             "--skip-requirement",
         ]
         comfy = [str(python), "-m", "comfy_cli", "--workspace", str(place), "--skip-prompt", "install", *options]
-        done = pip(python, ["comfy-cli"], log) and run(comfy, log, DO_NOT_TRACK="1", VIRTUAL_ENV=str(folder))
+        done = pip(python, ["comfy-cli"], log) and run(
+            comfy, log, DO_NOT_TRACK="1", _TYPER_STANDARD_TRACEBACK="1", VIRTUAL_ENV=str(folder)
+        )
     if not done or not comfyui.is_comfyui(place):
         raise SetupError(
             f"ComfyUI could not be installed: download ComfyUI {COMFYUI_VERSION} yourself, unpack it in {place} "

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEEDS = {"seed", "noise_seed"}  # the frontend gives these a "control after generate" box unless the schema says no
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
 # What each loader gives, as output numbers of a node that gives MODEL, CLIP, VAE.
@@ -54,7 +55,7 @@ def widgets(schema: Mapping) -> Iterator[str]:
         if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGETS):
             continue
         yield name
-        if options.get("control_after_generate"):
+        if options.get("control_after_generate", name in SEEDS):
             yield ""
 
 
@@ -65,46 +66,43 @@ def inputs(schema: Mapping) -> Iterator[tuple[str, tuple[Any, Mapping]]]:
             yield name, (spec[0], spec[1] if len(spec) > 1 else {})
 
 
-def with_loader(prompt: Mapping[str, dict], class_type: str) -> dict[str, dict]:
-    """The same graph with its loaders replaced by one node that gives MODEL, CLIP and VAE."""
-    result = copy.deepcopy(dict(prompt))
-    loaders = {node: LOADERS[part["class_type"]] for node, part in prompt.items() if part["class_type"] in LOADERS}
-    for node in loaders:
-        del result[node]
-    result["loader"] = {"class_type": class_type, "inputs": {}, "_meta": {"title": class_type}}
-    for part in result.values():
-        for name, value in part["inputs"].items():
-            if is_link(value) and value[0] in loaders:
-                part["inputs"][name] = ["loader", loaders[value[0]][value[1]]]
+def with_loader(workflow: Mapping, class_type: str) -> dict:
+    """The same workflow with its loaders replaced by one node that gives MODEL, CLIP and VAE."""
+    result = copy.deepcopy(dict(workflow))
+    loaders = [node for node in result["nodes"] if node["type"] in LOADERS]
+    if not loaders:
+        raise KeyError(f"The workflow has none of the loaders {', '.join(LOADERS)}.")
+    slots = {node["id"]: LOADERS[node["type"]] for node in loaders}
+    first = loaders[0]["id"]
+    outputs = [{"name": kind, "type": kind, "links": []} for kind in ("MODEL", "CLIP", "VAE")]
+    for link in result["links"]:
+        if link[1] in slots:
+            link[1:3] = first, slots[link[1]][link[2]]
+            outputs[link[2]]["links"].append(link[0])
+    loaders[0].update(type=class_type, inputs=[], outputs=outputs, widgets_values=[])
+    loaders[0]["properties"] = {"Node name for S&R": class_type}
+    result["nodes"] = [node for node in result["nodes"] if node["id"] == first or node["id"] not in slots]
     return result
 
 
-def with_inputs(prompt: Mapping[str, dict], class_type: str, **values: Any) -> dict[str, dict]:
-    """The same graph with ``values`` set on every node of one class; raises KeyError when there is no such input."""
-    result = copy.deepcopy(dict(prompt))
-    for node in find(result, class_type):
+def with_values(workflow: Mapping, object_info: Mapping, class_type: str, **values: Any) -> dict:
+    """The same workflow with ``values`` set on every node of one class; KeyError when there is no such widget."""
+    result = copy.deepcopy(dict(workflow))
+    found = [node for node in result["nodes"] if node["type"] == class_type]
+    if not found:
+        raise KeyError(f"The workflow has no {class_type}.")
+    places = list(widgets(object_info[class_type]))
+    for node in found:
         for name, value in values.items():
-            if name not in result[node]["inputs"]:
-                raise KeyError(f"{class_type} has no input {name}; it has {', '.join(result[node]['inputs'])}.")
-            result[node]["inputs"][name] = value
+            if name not in places:
+                raise KeyError(f"{class_type} has no widget {name}; it has {', '.join(filter(None, places))}.")
+            node["widgets_values"][places.index(name)] = value
     return result
 
 
-def find(prompt: Mapping[str, dict], class_type: str) -> list[str]:
-    """Ids of all nodes of one class; raises KeyError when there is none."""
-    found = [node for node, part in prompt.items() if part["class_type"] == class_type]
-    if not found:
-        raise KeyError(f"The graph has no {class_type}.")
-    return found
-
-
-def shown_by(prompt: Mapping[str, dict], title: str) -> str:
-    """Id of the node with this title; raises KeyError when there is none."""
-    found = [node for node, part in prompt.items() if part.get("_meta", {}).get("title") == title]
-    if not found:
-        raise KeyError(f"The graph has no node titled {title!r}.")
-    return found[0]
-
-
-def is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+def titled(workflow: Mapping, title: str) -> str:
+    """Id of the node with this title, as the API writes it; raises KeyError when there is none."""
+    for node in workflow["nodes"]:
+        if node.get("title") == title:
+            return str(node["id"])
+    raise KeyError(f"The workflow has no node titled {title!r}.")

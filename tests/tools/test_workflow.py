@@ -61,20 +61,23 @@ def test_muted_nodes_are_left_out_and_bypassed_ones_refused():
 
 
 def test_one_loader_can_take_the_place_of_three():
-    prompt = {
-        "1": {"class_type": "UNETLoader", "inputs": {}},
-        "2": {"class_type": "DualCLIPLoader", "inputs": {}},
-        "3": {"class_type": "VAELoader", "inputs": {}},
-        "4": {"class_type": "Any", "inputs": {"model": ["1", 0], "clip": ["2", 0], "vae": ["3", 0], "seed": 1}},
-    }
-    result = workflow.with_loader(prompt, "Toy")
-    assert set(result) == {"4", "loader"}
-    assert result["4"]["inputs"] == {"model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2], "seed": 1}
-    assert prompt["4"]["inputs"]["model"] == ["1", 0]
+    loaders = [
+        {"id": number, "type": kind, "outputs": [{"name": "X", "links": [number]}], "widgets_values": ["file"]}
+        for number, kind in ((1, "UNETLoader"), (2, "DualCLIPLoader"), (3, "VAELoader"))
+    ]
+    user = {"id": 4, "type": "Any", "inputs": [{"name": f"i{n}", "link": n} for n in (1, 2, 3)], "title": "User"}
+    links = [[n, n, 0, 4, n - 1, "X"] for n in (1, 2, 3)]
+    saved_ = {"nodes": [*loaders, user], "links": links}
+    result = workflow.with_loader(saved_, "Toy")
+    schemas = {"Toy": {"input": {"required": {}}}, "Any": {"input": {"required": {}}}}
+    assert workflow.to_api(result, schemas)["4"]["inputs"] == {"i1": ["1", 0], "i2": ["1", 1], "i3": ["1", 2]}
+    assert [node["type"] for node in result["nodes"]] == ["Toy", "Any"]
+    assert saved_["links"][1] == [2, 2, 0, 4, 1, "X"]
+    assert workflow.titled(result, "User") == "4"
 
 
-def test_setting_an_input_that_is_not_there_is_an_error():
-    prompt = workflow.to_api(saved(), SCHEMAS)
-    assert workflow.with_inputs(prompt, "KSampler", steps=3)["2"]["inputs"]["steps"] == 3
-    with pytest.raises(KeyError, match="no input stepz"):
-        workflow.with_inputs(prompt, "KSampler", stepz=3)
+def test_values_are_set_by_name_and_an_unknown_name_is_an_error():
+    changed = workflow.with_values(saved(), SCHEMAS, "KSampler", steps=3)
+    assert workflow.to_api(changed, SCHEMAS)["2"]["inputs"]["steps"] == 3
+    with pytest.raises(KeyError, match="no widget stepz"):
+        workflow.with_values(saved(), SCHEMAS, "KSampler", stepz=3)

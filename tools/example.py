@@ -49,7 +49,7 @@ def toy_workflow(
 
     fill("LoraWorkbenchDatasetLoader", folder=folder, trigger_word=trigger_word, resolution=SIZE)
     fill("LoraWorkbenchTrainer", preview_prompts=prompt, learning_rate=family.learning_rate, **trainer)
-    fill("LoraWorkbenchCheckpointPicker", prompts=prompt)
+    fill("LoraWorkbenchCheckpointPicker", prompts=prompt, size=SIZE)
     fill("EmptyLatentImage", width=SIZE, height=SIZE)
     fill("KSampler", steps=12, cfg=family.cfg)
     for title in ("Prompt", "Prompt, without the LoRA"):

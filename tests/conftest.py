@@ -86,6 +86,25 @@ def host_folder(request, comfyui) -> Path:
 
 
 @pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
+    """A running ComfyUI (`comfy_server.Server`) with the pack and the toy world; one for all tests that use it.
+
+    It fails here, with ComfyUI's log, when a node pack cannot be imported.
+    """
+    import comfy_server
+    import example
+
+    with comfy_server.running(comfyui, tmp_path_factory.mktemp("comfyui"), example.PACKS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def object_info(server) -> dict:
+    """The schema of every node, as the frontend sees it."""
+    return server.object_info()
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """The Chromium to give playwright as `executable_path`."""
     return CHROMIUM

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,7 +173,10 @@ class Server:
     ) -> Run:
         """Queues an API-form graph and watches it to its end; raises GraphRefused when ComfyUI does not take it."""
         started = time.monotonic()
-        run = asyncio.run(asyncio.wait_for(self._watch(prompt, on_event, workflow), timeout))
+        # In a thread of its own, because the caller's may have an event loop already, for example playwright's.
+        with ThreadPoolExecutor(1) as thread:
+            watching = asyncio.wait_for(self._watch(prompt, on_event, workflow), timeout)
+            run = thread.submit(asyncio.run, watching).result()
         run.seconds = time.monotonic() - started
         return run
 

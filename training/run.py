@@ -14,15 +14,19 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .lora_file import write_atomically
 from .loop import Snapshot, Step
+
+LONGEST_NAME = 100
+"""Bytes."""
 
 Validation = list[list[float]]
 """Loss per held-out picture and noise level."""
@@ -55,7 +59,9 @@ def safe_name(name: str) -> str:
 
     Path separators, drive letters and leading dots are what lets a shared workflow write outside its folders.
     """
-    cleaned = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).strip(" ._")[:100].strip(" ._")
+    cleaned = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).strip(" ._")
+    # A file name holds 255 bytes, and a version and a step are still to be added.
+    cleaned = cleaned.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" ._")
     if not cleaned or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", cleaned.split(".")[0]):
         raise ValueError(f"name '{name}' cannot be a file name: use letters and digits, for example 'my_lora'.")
     return cleaned
@@ -114,22 +120,27 @@ class TrainingRun:
         latest: dict[int, float] = {}
         path = self.folder / "metrics.jsonl"
         for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-            entry = json.loads(line)
-            if entry["step"] <= self.step and entry["loss"] is not None:
-                latest[entry["step"]] = entry["loss"]
+            # A crash can leave half a line; what is lost is one point of a chart.
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if entry["step"] <= self.step and entry["loss"] is not None:
+                    latest[entry["step"]] = entry["loss"]
         return sorted(latest.items())
 
     def resume(self) -> Snapshot | None:
-        """The newest state, or None when there is none to be read."""
+        """The newest state, or None when there is none; ValueError when it is damaged."""
         path = self.folder / "state.safetensors"
         if not path.is_file() or not self.step:
             return None
         parts: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "optimizer": {}}
-        with safe_open(path, framework="pt") as file:
-            step = int(file.metadata()["step"])
-            for key in file.keys():
-                part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                step = int(file.metadata()["step"])
+                for key in file.keys():
+                    part, name = key.split("/", 1)
+                    parts[part][name] = file.get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(f"The state '{path}' cannot be read ({error}): set resume to 'start over'.") from error
         return Snapshot(step, **parts)
 
     def log(self, step: Step, seconds: float) -> None:
@@ -204,10 +215,13 @@ def recorded(
     When the steps stop early or an error or interrupt comes through, the last finished step is saved first.
     """
     last: Step | None = None
+    saved: Step | None = None
     losses: list[float] = []
     started = time.perf_counter()
 
     def save_last() -> Checkpoint:
+        nonlocal saved
+        saved = last
         checkpoint = run.save(last.snapshot(), write_lora, statistics.fmean(losses) if losses else None)
         losses.clear()
         return checkpoint
@@ -222,10 +236,10 @@ def recorded(
                 yield save_last()
             started = time.perf_counter()
     except BaseException:
-        if last is not None and last.number > run.step:
+        if last is not saved:
             save_last()
         raise
-    if last is not None and last.number > run.step:
+    if last is not saved:
         yield save_last()
 
 

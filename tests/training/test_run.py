@@ -1,0 +1,441 @@
+import json
+import math
+from contextlib import closing
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import Batches, Denoiser, equal
+
+from lora_workbench.training import lora_file
+from lora_workbench.training.config import LoraConfig, TrainConfig
+from lora_workbench.training.loop import Snapshot, Step, train
+from lora_workbench.training.run import Checkpoint, TrainingRun, recorded, safe_name
+
+IDENTITY = {"model": "abc", "train": {"learning_rate": 1e-4, "seed": 0}, "lora": {"rank": 4, "alpha": 0.0}}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return tmp_path / "runs", tmp_path / "loras"
+
+
+def open_run(folders, name="star", identity=IDENTITY, **options):
+    return TrainingRun.open(*folders, name, identity, **options)
+
+
+def snapshot(step=10, fill=0.5):
+    return Snapshot(step, {"a.down": torch.full((2, 3), fill), "a.up": torch.full((2, 3), fill)}, {"0.step": torch.tensor(10.0)})
+
+
+def write_lora(path, snapshot):
+    lora_file.write(path, lora_file.kohya_keys(snapshot.weights, LoraConfig(rank=2), torch.float16), {f"ss_{letter}": letter for letter in "abcdefgh"})
+
+
+def saved_run(folders, *steps, **options):
+    run = open_run(folders, **options)
+    for step in steps or (10,):
+        run.save(snapshot(step), write_lora, 0.25)
+    return run
+
+
+def step_of(number, loss=0.5, skipped=False):
+    return Step(number, loss, 1e-4, skipped, None, None)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["zork star", "Zoë", "星形の猫", "my_lora-v1.5", "звезда", "a b c"])
+def test_a_name_that_works_everywhere_is_kept_as_it_is(name):
+    assert safe_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "..\\..\\windows", "/etc/passwd", "C:\\x", "a/b", ".hidden", "~/x", "a\x00b", "x\n", "n?*<>|\"", "x. "],
+)
+def test_a_name_can_never_leave_its_folder_or_break_a_file_system(name, tmp_path):
+    cleaned = safe_name(name)
+    assert (tmp_path / cleaned).resolve().parent == tmp_path.resolve()
+    assert not set(cleaned) & set('<>:"/\\|?*\x00\n') and not cleaned.startswith(".") and not cleaned.endswith((".", " "))
+    (tmp_path / cleaned).mkdir()
+
+
+@pytest.mark.parametrize("name", ["", "   ", "..", "/", "con", "NUL", "com1", "Lpt9", "aux.tar", "***"])
+def test_a_name_that_cannot_be_a_file_is_refused_in_one_sentence(name):
+    with pytest.raises(ValueError, match="^name '.*' cannot be a file name: .*'my_lora'\\.$"):
+        safe_name(name)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "星", "🌟"])
+def test_a_very_long_name_in_any_script_still_makes_a_file_that_can_be_written(letter, folders):
+    run = saved_run(folders, name=letter * 500)
+    assert run.checkpoints()[0].step == 10
+    assert set(run.name) == {letter}
+
+
+# One run, found again
+
+
+def test_a_run_is_found_again_by_its_name_and_identity(folders):
+    saved_run(folders)
+    again = open_run(folders, identity=json.loads(json.dumps(IDENTITY)))
+    assert (again.name, again.step) == ("star", 10)
+
+
+def test_another_training_under_the_same_name_becomes_a_new_version_and_overwrites_nothing(folders):
+    first = saved_run(folders)
+    content = {path: path.read_bytes() for path in (*first.folder.iterdir(), *(first.loras / first.name).iterdir())}
+    second = saved_run(folders, identity={**IDENTITY, "model": "other"})
+    third = saved_run(folders, identity={**IDENTITY, "model": "third"})
+    assert [second.name, third.name] == ["star_v2", "star_v3"]
+    assert second.title == "star"
+    assert {path: path.read_bytes() for path in content} == content
+    assert open_run(folders).name == "star"
+    assert open_run(folders, identity={**IDENTITY, "model": "other"}).name == "star_v2"
+
+
+def test_starting_over_makes_a_new_version_of_the_same_training(folders):
+    saved_run(folders)
+    over = saved_run(folders, start_over=True)
+    assert (over.name, over.step) == ("star_v2", 10)
+    assert open_run(folders, start_over=True).name == "star_v3"
+
+
+def test_a_loras_folder_that_someone_else_made_is_left_alone(folders):
+    theirs = folders[1] / "star" / "precious.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"precious")
+    assert saved_run(folders).name == "star_v2"
+    assert list(theirs.parent.iterdir()) == [theirs]
+
+
+def test_opening_a_run_writes_nothing(folders):
+    open_run(folders)
+    assert not folders[0].exists() and not folders[1].exists()
+
+
+def test_a_record_that_cannot_be_read_is_one_sentence_naming_the_file(folders):
+    record = saved_run(folders).folder / "record.json"
+    record.write_text('{"name": "star", ')
+    with pytest.raises(ValueError, match="^The record '.*record.json' cannot be read .*: delete that file or") as error:
+        open_run(folders)
+    assert "\n" not in str(error.value)
+
+
+# What is saved
+
+
+def test_everything_saved_is_there_in_the_next_process(folders):
+    run = saved_run(folders, 10, 20)
+    run.note_validation(0, [[1.0, 2.0]])
+    run.note_validation(20, [[0.5, 1.5]])
+    run.note(settings={"rank": 4})
+
+    again = open_run(folders)
+    assert again.step == 20 and again.base_validation == [[1.0, 2.0]]
+    assert [entry.step for entry in again.checkpoints()] == [10, 20]
+    assert again.checkpoints() == run.checkpoints()
+    assert again.checkpoints()[1].validation == [[0.5, 1.5]]
+    assert json.loads((again.folder / "record.json").read_text())["settings"] == {"rank": 4}
+
+
+def test_a_checkpoint_lies_among_the_loras_under_the_name_loaders_list(folders):
+    (entry,) = saved_run(folders, 120).checkpoints()
+    path = folders[1] / "star" / "star_000120.safetensors"
+    assert (entry.path, entry.lora_name) == (str(path), str(path.relative_to(folders[1])))
+    assert set(load_file(path)) == {"lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"}
+
+
+def test_the_state_comes_back_bit_for_bit_in_float32(folders):
+    run = open_run(folders)
+    saved = Snapshot(7, {"a.down": torch.randn(2, 3)}, {"0.step": torch.tensor(7.0), "0.exp_avg": torch.randn(2, 3)})
+    run.save(saved, write_lora_nothing, None)
+    back = open_run(folders).resume()
+    assert back.step == 7
+    assert equal(back.weights, saved.weights) and equal(back.optimizer, saved.optimizer)
+
+
+def write_lora_nothing(path, snapshot):
+    """A LoRA file is not what the test is about."""
+
+
+def test_a_new_run_has_nothing_to_resume(folders):
+    assert open_run(folders).resume() is None
+
+
+def test_a_state_that_cannot_be_read_is_one_sentence_naming_the_file(folders):
+    run = saved_run(folders)
+    (run.folder / "state.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0torn")
+    with pytest.raises(ValueError, match="^The state '.*state.safetensors' cannot be read .*start over") as error:
+        open_run(folders).resume()
+    assert "\n" not in str(error.value)
+
+
+def test_saving_a_step_again_replaces_its_entry(folders):
+    run = saved_run(folders, 10, 20, 10)
+    assert [entry.step for entry in run.checkpoints()] == [10, 20]
+
+
+def test_a_checkpoint_whose_file_was_deleted_is_not_offered(folders):
+    run = saved_run(folders, 10, 20)
+    (folders[1] / "star" / "star_000010.safetensors").unlink()
+    assert [entry.step for entry in run.checkpoints()] == [20]
+    assert [entry.step for entry in run.result(20, "zork").entries] == [20]
+
+
+def test_the_result_holds_the_checkpoints_up_to_the_step_that_was_asked_for(folders):
+    run = saved_run(folders, 10, 20, 30)
+    run.note_validation(0, [[1.0]])
+    result = run.result(20, "zork")
+    assert [entry.step for entry in result.entries] == [10, 20]
+    assert (result.name, result.trigger_word, result.folder) == ("star", "zork", str(folders[1] / "star"))
+    assert result.base_validation == [[1.0]]
+
+
+def test_no_temporary_file_is_left_and_the_files_are_readable_by_others(folders, tmp_path):
+    run = saved_run(folders, 10, 20)
+    run.log(step_of(1), 0.1)
+    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert names == ["metrics.jsonl", "record.json", "star_000010.safetensors", "star_000020.safetensors", "state.safetensors"]
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in tmp_path.rglob("*.safetensors"))
+
+
+def test_when_the_disk_fails_the_old_state_and_record_stay_whole(folders, monkeypatch, tmp_path):
+    run = saved_run(folders, 10)
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lora_file.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(snapshot(20), write_lora, 0.2)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert not list(tmp_path.rglob(".writing-*"))
+    assert open_run(folders).resume().step == 10
+
+
+def test_a_checkpoint_with_a_value_that_is_not_finite_is_never_written(folders):
+    """Trap 8, last line of defence."""
+    run = saved_run(folders, 10)
+    with pytest.raises(ValueError, match="'star_000020.safetensors' was not written: .* is not finite"):
+        run.save(snapshot(20, math.nan), write_lora, 0.2)
+    assert [path.name for path in (folders[1] / "star").iterdir()] == ["star_000010.safetensors"]
+    assert open_run(folders).step == 10 and open_run(folders).resume().step == 10
+
+
+# Metrics
+
+
+def test_the_losses_are_those_of_every_finite_step(folders):
+    run = open_run(folders)
+    for step in (step_of(1, 0.5), step_of(2, math.nan, skipped=True), step_of(3, 0.25)):
+        run.log(step, 0.1)
+    run.save(snapshot(3), write_lora, 0.4)
+    assert open_run(folders).losses() == [(1, 0.5), (3, 0.25)]
+
+
+def test_what_was_trained_past_the_last_state_and_lost_is_left_out(folders):
+    run = open_run(folders)
+    for number in (1, 2):
+        run.log(step_of(number, 0.5), 0.1)
+    run.save(snapshot(2), write_lora, 0.5)
+    run.log(step_of(3, 99.0), 0.1)
+    run.log(step_of(4, 99.0), 0.1)
+    again = open_run(folders)
+    assert again.losses() == [(1, 0.5), (2, 0.5)]
+    again.log(step_of(3, 0.25), 0.1)
+    again.save(snapshot(3), write_lora, 0.25)
+    assert open_run(folders).losses() == [(1, 0.5), (2, 0.5), (3, 0.25)]
+
+
+def test_a_line_that_a_crash_left_half_written_costs_that_line_and_not_the_run(folders):
+    run = saved_run(folders, 3)
+    run.log(step_of(1), 0.1)
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    again = open_run(folders)
+    again.log(step_of(2), 0.1)
+    again.log(step_of(3), 0.1)
+    assert [step for step, _ in again.losses()] == [1, 3]
+
+
+# Training, recorded (promise 5)
+
+CONFIG = TrainConfig(steps=12, learning_rate=0.01)
+
+
+def stages(run, denoiser, config=CONFIG, batches=None, save_every=5):
+    steps = train(denoiser, batches or Batches(), denoiser.adapters, config, run.resume())
+    return recorded(steps, run, write_lora, save_every=save_every, last_step=config.steps)
+
+
+def unbroken(steps):
+    """The snapshot after training so many steps without a pause."""
+    denoiser = Denoiser()
+    return [step.snapshot() for step in train(denoiser, Batches(), denoiser.adapters, CONFIG)][steps - 1]
+
+
+def assert_work_is_kept(folders, denoiser, step):
+    """A loadable file and a resumable state of this step, and a model that is as it was."""
+    again = open_run(folders)
+    assert again.step == step and again.checkpoints()[-1].step == step
+    assert all(tensor.isfinite().all() for tensor in load_file(again.checkpoints()[-1].path).values())
+    kept, whole = again.resume(), unbroken(step)
+    assert equal(kept.weights, whole.weights) and equal(kept.optimizer, whole.optimizer)
+    assert not [module for module in denoiser.network.modules() if "forward" in module.__dict__]
+
+
+def test_checkpoints_come_every_so_many_steps_and_at_the_end(folders):
+    run = open_run(folders)
+    events = list(stages(run, Denoiser()))
+    assert [event.step for event in events if isinstance(event, Checkpoint)] == [5, 10, 12]
+    assert [event.number for event in events if isinstance(event, Step)] == list(range(1, 13))
+    assert [step for step, _ in run.losses()] == list(range(1, 13))
+
+
+def test_a_checkpoint_comes_right_after_its_step_while_its_weights_are_the_current_ones(folders):
+    denoiser = Denoiser()
+    for event in stages(open_run(folders), denoiser):
+        if isinstance(event, Checkpoint):
+            assert torch.equal(
+                load_file(event.path)["lora_unet_blocks_0_widen.lora_up.weight"],
+                denoiser.adapters.members["blocks.0.widen"].up.detach().t().half(),
+            )
+
+
+def test_a_checkpoint_carries_the_mean_loss_since_the_one_before(folders):
+    events = list(stages(open_run(folders), Denoiser(), batches=Batches(broken=(6,))))
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    first, second, _ = (event for event in events if isinstance(event, Checkpoint))
+    assert first.loss == pytest.approx(sum(losses[:5]) / 5)
+    assert second.loss == pytest.approx((losses[5] + losses[7] + losses[8] + losses[9]) / 4)
+
+
+class Cancelled(BaseException):
+    """ComfyUI's interrupt is an Exception in some versions and a BaseException in others."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Cancelled, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_a_step_keeps_the_steps_before_it(folders, error):
+    class Broken(Batches):
+        def __getitem__(self, number):
+            if number == 7:
+                raise error
+            return super().__getitem__(number)
+
+    denoiser = Denoiser()
+    with pytest.raises(error):
+        list(stages(open_run(folders), denoiser, batches=Broken()))
+    assert_work_is_kept(folders, denoiser, 7)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Cancelled, KeyboardInterrupt])
+def test_an_error_of_whoever_watches_between_two_steps_keeps_the_work(folders, error):
+    def cancelling(steps):
+        for step in steps:
+            yield step
+            if step.number == 8:
+                raise error
+
+    run, denoiser = open_run(folders), Denoiser()
+    with closing(train(denoiser, Batches(), denoiser.adapters, CONFIG)) as steps, pytest.raises(error):
+        list(recorded(cancelling(steps), run, write_lora, save_every=5, last_step=12))
+    assert_work_is_kept(folders, denoiser, 8)
+
+
+def test_steps_that_stop_early_end_with_a_checkpoint(folders):
+    """*Finish now*: a stage simply stops passing steps on."""
+    def finishing(steps):
+        for step in steps:
+            yield step
+            if step.number == 3:
+                return
+
+    run, denoiser = open_run(folders), Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, CONFIG)
+    events = list(recorded(finishing(steps), run, write_lora, save_every=5, last_step=12))
+    assert isinstance(events[-1], Checkpoint) and events[-1].step == 3
+    assert_work_is_kept(folders, denoiser, 3)
+
+
+def test_whoever_stops_listening_leaves_the_work_saved(folders):
+    run, denoiser = open_run(folders), Denoiser()
+    with closing(stages(run, denoiser)) as events:
+        for event in events:
+            if isinstance(event, Step) and event.number == 4:
+                break
+    assert_work_is_kept(folders, denoiser, 4)
+
+
+def test_stopping_right_after_a_checkpoint_writes_it_once(folders):
+    written = []
+    run, denoiser = open_run(folders), Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, CONFIG)
+
+    def writing(path, snapshot):
+        written.append(snapshot.step)
+        write_lora(path, snapshot)
+
+    with closing(recorded(steps, run, writing, save_every=5, last_step=12)) as events:
+        for event in events:
+            if isinstance(event, Checkpoint):
+                break
+    assert written == [5]
+
+
+def test_three_broken_steps_keep_the_work_before_them(folders):
+    denoiser = Denoiser()
+    with pytest.raises(FloatingPointError):
+        list(stages(open_run(folders), denoiser, batches=Batches(broken=(6, 7, 8))))
+    again = open_run(folders)
+    assert again.step == 8  # the two steps that were skipped changed nothing
+    assert equal(again.resume().weights, unbroken(6).weights)
+
+
+def test_queueing_again_continues_where_it_stopped_and_ends_as_if_it_never_had(folders):
+    """Promises 4 and 6 through the files."""
+    with closing(stages(open_run(folders), Denoiser())) as events:
+        next(event for event in events if isinstance(event, Step) and event.number == 7)
+    events = list(stages(open_run(folders), Denoiser()))
+    assert [event.number for event in events if isinstance(event, Step)] == list(range(8, 13))
+    assert equal(open_run(folders).resume().weights, unbroken(12).weights)
+    assert [step for step, _ in open_run(folders).losses()] == list(range(1, 13))
+
+
+def test_queueing_a_finished_run_again_trains_and_writes_nothing(folders):
+    list(stages(open_run(folders), Denoiser()))
+    run = open_run(folders)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    assert list(stages(run, Denoiser())) == []
+    assert {path: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
+
+
+def test_more_steps_extend_the_run_and_keep_its_checkpoints(folders):
+    list(stages(open_run(folders), Denoiser()))
+    list(stages(open_run(folders), Denoiser(), config=TrainConfig(steps=15, learning_rate=0.01)))
+    assert [entry.step for entry in open_run(folders).checkpoints()] == [5, 10, 12, 15]
+
+
+def test_a_run_whose_state_was_deleted_starts_again_and_still_keeps_its_work(folders):
+    list(stages(open_run(folders), Denoiser()))
+    (open_run(folders).folder / "state.safetensors").unlink()
+    denoiser = Denoiser()
+    with closing(stages(open_run(folders), denoiser)) as events:
+        next(event for event in events if isinstance(event, Step) and event.number == 3)
+    run = open_run(folders)
+    assert run.resume().step == 3
+    assert equal(run.resume().weights, unbroken(3).weights)
+
+
+def test_the_same_training_writes_the_same_bytes_twice(tmp_path):
+    files = []
+    for attempt in ("one", "two"):
+        folders = tmp_path / attempt / "runs", tmp_path / attempt / "loras"
+        list(stages(open_run(folders), Denoiser()))
+        paths = (*sorted((folders[1] / "star").iterdir()), folders[0] / "star" / "state.safetensors")
+        files.append([path.read_bytes() for path in paths])
+    assert len(files[0]) == 4 and files[0] == files[1]

@@ -38,7 +38,9 @@ def _add(digest, value: object) -> None:
         digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
         if value.numel() and value.device.type != "meta":
             flat = value.detach().reshape(-1)
-            places = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel())).long()
+            # In single precision the last place of a large embedding would be rounded past its end.
+            count = min(SAMPLES_PER_TENSOR, flat.numel())
+            places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
             digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -48,7 +48,7 @@ def toy_workflow(
         result = workflow.with_values(result, object_info, class_type, **values)
 
     fill("LoraWorkbenchDatasetLoader", folder=folder, trigger_word=trigger_word, resolution=SIZE)
-    fill("LoraWorkbenchTrainer", preview_prompts=prompt, learning_rate=family.learning_rate, **trainer)
+    fill("LoraWorkbenchTrainer", **{"preview_prompts": prompt, "learning_rate": family.learning_rate, **trainer})
     fill("LoraWorkbenchCheckpointPicker", prompts=prompt, size=SIZE)
     fill("EmptyLatentImage", width=SIZE, height=SIZE)
     fill("KSampler", steps=12, cfg=family.cfg)

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import os
+import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import comfy_server
 import example
 import numpy
 import pytest
+import safetensors.torch
 import workflow
 from PIL import Image
 
@@ -65,6 +68,7 @@ class Loop:
     def forget(self) -> None:
         """Empties ComfyUI's cache of node outputs, so that queueing again runs every node again."""
         self.server.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)  # the queue's thread does it when it wakes up; a graph that comes first would use the cache
 
 
 @pytest.fixture(params=list(example.FAMILIES))
@@ -141,12 +145,12 @@ def test_the_same_workflow_gives_the_same_lora_file(loop):
 
 def test_promise_5_cancel_keeps_the_work_and_promise_4_going_on_gives_the_uninterrupted_file(loop):
     saved = loop.saved(steps=400, save_every=400)
-    (trainer,) = [str(node["id"]) for node in saved["nodes"] if node["type"] == TRAINER]
     reached = []
 
     def cancel_in_training(name: str, data: dict) -> None:
-        if name == "progress" and str(data.get("node")) == trainer and data["value"] >= 5 and not reached:
-            reached.append(data["value"])
+        step = re.match(r"Training: step (\d+)", data["text"]) if name == "progress_text" else None
+        if step and int(step[1]) >= 5 and not reached:
+            reached.append(int(step[1]))
             loop.server.interrupt()
 
     run = loop.queue(saved, cancel_in_training)
@@ -158,12 +162,21 @@ def test_promise_5_cancel_keeps_the_work_and_promise_4_going_on_gives_the_uninte
     longer = loop.saved(steps=stopped_at + 4, save_every=400)
     resumed = loop.queue(longer)
     assert f"Trained 4 steps, up to step {stopped_at + 4}" in loop.text(resumed, longer, "How training went")
-    interrupted = sha256(loop.loras()[-1])
+    interrupted = loop.loras()[-1].read_bytes()
     for folder in (kept.parent, loop.runs()):
         shutil.rmtree(folder)
     loop.forget()
     assert loop.queue(longer).status == "success"
-    assert sha256(loop.loras()[-1]) == interrupted
+    assert_same_lora(loop.loras()[-1].read_bytes(), interrupted)
+
+
+def assert_same_lora(one: bytes, other: bytes) -> None:
+    """Two LoRA files hold the same bits; when they do not, the message says which layers differ most."""
+    first, second = safetensors.torch.load(one), safetensors.torch.load(other)
+    assert first.keys() == second.keys()
+    apart = {name: (first[name] - second[name]).abs().max().item() for name in first}
+    assert {name: value for name, value in apart.items() if value} == {}
+    assert one == other, "the weights are the same, the metadata is not"
 
 
 CAPTIONS = {

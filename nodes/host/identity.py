@@ -18,6 +18,9 @@ def identity_of(patcher) -> str:
     """The identity of a MODEL's, CLIP's or VAE's weights and patches: the same for the same files, in any session."""
     digest = hashlib.sha256()
     for name, tensor in sorted(patcher.model.state_dict().items()):
+        # What another node patched may be in use at the moment; the MODEL's own sampling follows below.
+        if name.startswith("model_sampling."):
+            continue
         # A loaded patch lives in the weight itself; the weight it replaced is kept beside it.
         original = patcher.backup[name].weight if name in patcher.backup else tensor
         digest.update(name.encode())
@@ -25,9 +28,9 @@ def identity_of(patcher) -> str:
     for name, patches in sorted(patcher.patches.items()):
         digest.update(name.encode())
         _add(digest, patches)
-    sampling = patcher.object_patches.get("model_sampling")
-    if sampling is not None:
-        digest.update(type(sampling).__mro__[1].__name__.encode())
+    if hasattr(patcher.model, "model_sampling"):
+        sampling = patcher.get_model_object("model_sampling")
+        digest.update(" ".join(kind.__name__ for kind in type(sampling).__mro__).encode())
         _add(digest, list(sampling.state_dict().values()))
     return digest.hexdigest()[:32]
 

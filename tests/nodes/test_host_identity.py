@@ -1,9 +1,9 @@
 """Two MODELs have the same identity when they would train the same, and in any session."""
 
-import comfy.model_sampling
 import hosttoys
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
 from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.host.identity import identity_of
@@ -43,8 +43,7 @@ def test_other_weights_or_another_kind_are_another_model():
     known = [identity_of(hosttoys.model(kind)) for kind in hosttoys.KINDS] + [
         identity_of(hosttoys.model("sdxl", seed=1))
     ]
-    # The v-prediction twin has the same weights; it differs in how it samples, which the trainer reads on its own.
-    assert len({known[0], known[2], known[3]}) == 3
+    assert len(set(known)) == 4
 
 
 @every_kind
@@ -59,15 +58,24 @@ def test_a_lora_patched_on_is_another_model_whether_it_is_loaded_or_not(kind):
     assert [identity_of(patcher) for patcher in (bare, patched, weaker, other)] == names
 
 
-def test_a_patched_sampling_is_another_model():
+def test_another_sampling_is_another_model_even_with_the_same_weights():
+    patcher, twin = hosttoys.model("sdxl"), hosttoys.model("sdxl_vpred")
+    patched = [ModelSamplingDiscrete().patch(patcher, name, zsnr)[0] for name, zsnr in SAMPLINGS]
+    assert len({identity_of(other) for other in patched}) == len(SAMPLINGS)
+    assert identity_of(patcher) != identity_of(twin)
+
+
+SAMPLINGS = [("eps", False), ("v_prediction", False), ("v_prediction", True), ("eps", True)]
+
+
+def test_a_sampling_that_another_node_patched_and_loaded_changes_nothing():
     patcher = hosttoys.model("sdxl")
-    other = patcher.clone()
-
-    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
-        pass
-
-    other.add_object_patch("model_sampling", Sampling(patcher.model.model_config))
-    assert identity_of(other) != identity_of(patcher)
+    before = identity_of(patcher)
+    other = ModelSamplingDiscrete().patch(patcher, "v_prediction", True)[0]
+    name = identity_of(other)
+    hosttoys.loaded(other)
+    other.pre_run()
+    assert (identity_of(patcher), identity_of(other)) == (before, name)
 
 
 @pytest.mark.parametrize("parameters", [49408 * 1280, 32128 * 4096, 2**24 + 1, 1, 2, 7, 8, 9])

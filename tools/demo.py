@@ -84,7 +84,7 @@ def run(server, family: example.Family) -> dict:
     )
     save_for_the_browser(server, family, filled)
     print(f"\n{family.title}: {PICTURES} pictures of a magenta star, called zork, which the toy model has never seen")
-    done = server.submit(workflow.to_api(filled, info), Narrator(filled), workflow=filled)
+    done = server.submit(workflow.to_api(filled, info), Narrator(filled, info), workflow=filled)
     if done.status != "success":
         raise RuntimeError(
             f"The {family.title} workflow ended with {done.status}: {done.error}\nLog: {server.log()[-3000:]}"
@@ -189,15 +189,17 @@ def keep_open(server) -> None:
 
 
 class Narrator:
-    """Prints which node runs, and how far it is."""
+    """Prints which of the nodes that take their time runs, and how far it is."""
 
-    def __init__(self, workflow: dict):
-        self.titles = {str(node["id"]): node.get("title") or node["type"] for node in workflow["nodes"]}
+    def __init__(self, workflow: dict, object_info: dict):
+        kinds = {str(node["id"]): node["type"] for node in workflow["nodes"]}
+        shown = {node: kind for node, kind in kinds.items() if kind == "KSampler" or kind.startswith("LoraWorkbench")}
+        self.titles = {node: object_info[kind]["display_name"] for node, kind in shown.items()}
 
     def __call__(self, name: str, data: dict) -> None:
-        if name == "executing" and data.get("node"):
+        if name == "executing" and data.get("node") in self.titles:
             environment.status("")
-            print(f"  {self.titles.get(data['node'], data['node'])}", flush=True)
+            print(f"  {self.titles[data['node']]}", flush=True)
         elif name == "progress_text":
             environment.status(f"    {data['text'].splitlines()[0]}")
 

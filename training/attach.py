@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .frozen import AdaptedLinear, Weights, forward_of
-from .lora import Adapters
+from .frozen import AdaptedLinears, Weights, forward_of
+from .lora import Adapter, Adapters
 
 Overrides = list[tuple[dict[str, object], Callable[..., object]]]
 
@@ -31,14 +31,20 @@ class Attachment:
         *,
         blocks: Sequence[str] = (),
         adds_in_place: bool = False,
+        same_input: Sequence[Sequence[str]] = (),
     ) -> None:
-        """`blocks` names the classes whose instances are recomputed in backward; empty keeps every activation."""
-        adapted = {id(adapter.layer): adapter for adapter in adapters}
-        scale = adapters.config.scale
+        """`blocks` names the classes whose instances are recomputed in backward; empty keeps every activation.
+
+        `same_input` names layers, by the ends of their names, that are called in turn with one input.
+        """
+        self._shared = [
+            _SharedInput(group, adapters.config.scale, weights) for group in _groups(list(adapters), same_input)
+        ]
+        adapted = {id(adapter.layer): shared.forward_of(adapter) for shared in self._shared for adapter in shared.group}
         self._overrides: Overrides = []
         for module in network.modules():
-            if (adapter := adapted.get(id(module))) is not None:
-                forward = _adapted(adapter.layer, adapter.down, adapter.up, scale, weights)
+            if (forward := adapted.get(id(module))) is not None:
+                pass
             elif type(module).__name__ in blocks:
                 forward = _recomputed(module, adds_in_place)
             else:
@@ -55,14 +61,59 @@ class Attachment:
                 instance["forward"] = forward
             yield
         finally:
+            for shared in self._shared:
+                shared.forget()
             for (instance, _), own in zip(self._overrides, before, strict=True):
                 instance.pop("forward", None)
                 if own is not None:
                     instance["forward"] = own
 
 
-def _adapted(layer: nn.Module, down: Tensor, up: Tensor, scale: float, weights: Weights) -> Callable[[Tensor], Tensor]:
-    return lambda x: AdaptedLinear.apply(x, down, up, scale, layer, weights)
+class _SharedInput:
+    """Layers that read one input: the first to be called computes for all, the others find their answer waiting.
+
+    A layer that is called with another input than the first was simply computes again, so nothing depends on the order.
+    """
+
+    def __init__(self, group: Sequence[Adapter], scale: float, weights: Weights) -> None:
+        self.group = group
+        self._layers = tuple(adapter.layer for adapter in group)
+        self._factors = tuple(factor for adapter in group for factor in (adapter.down, adapter.up))
+        self._scale, self._weights = scale, weights
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop answers nobody fetched."""
+        self._input: tuple[Tensor, int] | None = None
+        self._waiting: dict[int, Tensor] = {}
+
+    def forward_of(self, adapter: Adapter) -> Callable[[Tensor], Tensor]:
+        """The forward of one of the layers."""
+        number = self._layers.index(adapter.layer)
+        return lambda x: self._answer(number, x)
+
+    def _answer(self, number: int, x: Tensor) -> Tensor:
+        known = self._input is not None and self._input[0] is x and self._input[1] == x._version
+        if not known or number not in self._waiting:
+            answers = AdaptedLinears.apply(x, self._scale, self._weights, self._layers, *self._factors)
+            self._input, self._waiting = (x, x._version), dict(enumerate(answers))
+        answer = self._waiting.pop(number)
+        if not self._waiting:
+            self._input = None
+        return answer
+
+
+def _groups(adapters: list[Adapter], same_input: Sequence[Sequence[str]]) -> list[list[Adapter]]:
+    """The adapters, those of one group together: same name up to the ends that `same_input` lists side by side."""
+    groups: dict[tuple[str, object], list[Adapter]] = {}
+    for adapter in adapters:
+        key: tuple[str, object] = (adapter.name, None)
+        for ends in same_input:
+            for end in ends:
+                if adapter.name.endswith(end):
+                    key = (adapter.name.removesuffix(end), tuple(ends))
+        groups.setdefault(key, []).append(adapter)
+    return list(groups.values())
 
 
 def _recomputed(block: nn.Module, adds_in_place: bool) -> Callable[..., object]:

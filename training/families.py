@@ -25,6 +25,8 @@ class Family:
     """Class names of the blocks that gradient checkpointing recomputes one by one."""
     adds_in_place: bool
     """The blocks add into their inputs, so what they normalise and what they are given must be copies."""
+    same_input: tuple[tuple[str, ...], ...]
+    """Ends of the names of layers that are called in turn with one input, and so can be computed together."""
     base_model_version: str
     """`ss_base_model_version` in the file, the name by which other tools know the family."""
     architecture: str
@@ -53,6 +55,7 @@ SDXL = Family(
     },
     blocks=("BasicTransformerBlock", "ResBlock"),
     adds_in_place=False,
+    same_input=((".attn1.to_q", ".attn1.to_k", ".attn1.to_v"), (".attn2.to_k", ".attn2.to_v")),
     base_model_version="sdxl_base_v1-0",
     architecture="stable-diffusion-xl-v1-base/lora",
     activations_gib=6.2,
@@ -72,6 +75,7 @@ FLUX = Family(
     },
     blocks=("DoubleStreamBlock", "SingleStreamBlock"),
     adds_in_place=True,
+    same_input=(),
     base_model_version="flux1",
     architecture="flux-1-dev/lora",
     activations_gib=32.0,

@@ -6,7 +6,7 @@ not matter where it lives: in an inference tensor, on another device, in a page 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -44,6 +44,8 @@ def forward_of(layer: nn.Module, weights: Weights, *, copy_norm_input: bool) -> 
     """A forward for `layer` that keeps no weight for backward, or None when its own forward already does not."""
     if is_linear(layer):
         return lambda x: _Linear.apply(x, layer, weights)
+    if type(layer).__name__ == "GEGLU":
+        return lambda x: GatedGelu.apply(layer.proj(x))
     if isinstance(layer, nn.Conv2d):
         return lambda x: _Conv2d.apply(x, layer, weights)
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
@@ -73,6 +75,8 @@ def _norm_with_weight(layer: nn.Module, weights: Weights, copy_input: bool) -> C
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b in memory of its own. F.linear may answer with a view, which a block must not add into."""
+    if x.ndim == 2:
+        return F.linear(x, weight, bias)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     if bias is None:
@@ -123,37 +127,84 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, None, None
 
 
-class AdaptedLinear(torch.autograd.Function):
-    """y = x W^T + b + scale (x A^T) B^T, with A (rank, in) and B (out, rank) trainable and W frozen.
+class GatedGelu(torch.autograd.Function):
+    """value * gelu(gate) for an input (..., 2 n) that holds both halves (Shazeer 2020, GEGLU).
 
-    One node instead of five: it keeps the input and the rank-wide product x A^T, adds into the base output in place
-    and casts the small factors, never the input. With h = x A^T and g the incoming gradient:
-    dB = scale g^T h, dA = scale (g B)^T x, dx = g W + scale (g B) A. Held equal to peft's layer by a test.
+    It keeps its input alone and takes gelu again in backward: a third less memory for these widest of all activations,
+    at the cost of one cheap pass. Both gradients are written where the caller wants them, side by side.
     """
 
     @staticmethod
-    def forward(ctx, x, down, up, scale, layer, weights):
-        ctx.layer, ctx.weights, ctx.scale = layer, weights, scale
-        flat = x.reshape(-1, x.shape[-1])
-        weight, bias, ticket = weights.take(layer, x)
-        y = _linear(x, weight, bias)
-        weights.give_back(layer, weight, bias, ticket)
-        inner = flat @ down.to(x.dtype).t()
-        y.view(-1, y.shape[-1]).addmm_(inner, up.to(x.dtype).t(), alpha=scale)
-        ctx.save_for_backward(x, inner, down, up)
-        return y
+    def forward(ctx, both):
+        ctx.save_for_backward(both)
+        value, gate = both.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(value)
 
     @staticmethod
     def backward(ctx, grad):
-        x, inner, down, up = ctx.saved_tensors
-        flat_grad = grad.reshape(-1, grad.shape[-1])
-        inner_grad = (flat_grad @ up.to(grad.dtype)).mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            weight, bias, ticket = ctx.weights.take(ctx.layer, grad)
-            grad_x = flat_grad @ weight
-            ctx.weights.give_back(ctx.layer, weight, bias, ticket)
-            grad_x = grad_x.addmm_(inner_grad, down.to(grad.dtype)).view(x.shape)
-        grad_down = (inner_grad.t() @ x.reshape(-1, x.shape[-1])).to(down.dtype)
-        grad_up = (flat_grad.t() @ inner).mul_(ctx.scale).to(up.dtype)
-        return grad_x, grad_down, grad_up, None, None, None
+        (both,) = ctx.saved_tensors
+        value, gate = both.chunk(2, dim=-1)
+        grad_both = torch.empty_like(both)
+        grad_value, grad_gate = grad_both.chunk(2, dim=-1)
+        torch.mul(grad, F.gelu(gate), out=grad_value)
+        torch.ops.aten.gelu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
+        return grad_both
+
+
+class AdaptedLinears(torch.autograd.Function):
+    """Adapted linear layers that read one input, as one node: y_i = x W_i^T + b_i + scale (x A_i^T) B_i.
+
+    A_i (rank, in) and B_i (rank, out) are trainable, W_i is frozen. The node keeps the input and the rank-wide products
+    h = x A^T, adds into the base outputs in place and casts the small factors, never the input. With g_i the incoming
+    gradients: dB_i = scale h_i^T g_i, dA_i = scale (g_i B_i^T)^T x, dx = sum of g_i W_i + scale (g_i B_i^T) A_i. All A
+    are multiplied with as one matrix, and dx is summed in place. Held equal to peft's layers by a test.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, weights, layers, *factors):
+        flat = x.reshape(-1, x.shape[-1])
+        downs, ups = _stacked(factors[0::2], x.dtype), [_cast(up, x.dtype) for up in factors[1::2]]
+        inner = flat @ downs.t()
+        outputs = []
+        for layer, up, part in zip(layers, ups, inner.split(len(ups[0]), dim=1), strict=True):
+            weight, bias, ticket = weights.take(layer, x)
+            y = _linear(x, weight, bias)
+            weights.give_back(layer, weight, bias, ticket)
+            y.view(-1, y.shape[-1]).addmm_(part, up, alpha=scale)
+            outputs.append(y)
+        ctx.scale, ctx.weights, ctx.layers, ctx.shape = scale, weights, layers, x.shape
+        ctx.save_for_backward(flat, inner, *factors)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        flat, inner, *factors = ctx.saved_tensors
+        dtype, scale = flat.dtype, ctx.scale
+        downs, ups = _stacked(factors[0::2], dtype), [_cast(up, dtype) for up in factors[1::2]]
+        grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        inner_grad = torch.empty_like(inner)
+        grad_x, grad_ups = None, []
+        rank = len(ups[0])
+        # With beta 0 the first argument of addmm lends its shape only, and the scale costs no pass of its own.
+        for layer, grad, up, start in zip(ctx.layers, grads, ups, range(0, inner.shape[1], rank), strict=True):
+            torch.mm(grad, up.t(), out=inner_grad[:, start : start + rank])
+            grad_ups.append(torch.addmm(up, inner[:, start : start + rank].t(), grad, beta=0, alpha=scale))
+            if ctx.needs_input_grad[0]:
+                weight, bias, ticket = ctx.weights.take(layer, grad)
+                grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
+                ctx.weights.give_back(layer, weight, bias, ticket)
+        if grad_x is not None:
+            grad_x = grad_x.addmm_(inner_grad, downs, alpha=scale).view(ctx.shape)
+        grad_downs = torch.addmm(downs, inner_grad.t(), flat, beta=0, alpha=scale).split(rank)
+        pairs = zip(grad_downs, grad_ups, factors[0::2], factors[1::2], strict=True)
+        grad_factors = [_cast(g, f.dtype) for down, up, d, u in pairs for g, f in ((down, d), (up, u))]
+        return grad_x, None, None, None, *grad_factors
+
+
+def _stacked(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return _cast(factors[0] if len(factors) == 1 else torch.cat(factors), dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asking first is ten times cheaper than a `to` that does nothing, and there are thousands a step.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

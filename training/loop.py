@@ -124,7 +124,7 @@ def clip_gradients(parameters: Sequence[Tensor], limit: float, loss_scale: float
     gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
     if loss_scale != 1:
         torch._foreach_div_(gradients, loss_scale)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm.item()
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if limit and norm > limit:
+        torch._foreach_mul_(gradients, limit / norm)
+    return norm

@@ -20,7 +20,10 @@ from .noise import generator
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapted linear layer: down (rank, in), up (out, rank), both float32 and trainable."""
+    """One adapted linear layer: down (rank, in) and up (rank, out), both float32 and trainable.
+
+    In a file up is (out, rank). Here it is turned, because the product that makes its gradient is faster so.
+    """
 
     name: str
     layer: nn.Module
@@ -103,8 +106,8 @@ def _adapter(name: str, layer: nn.Module, config: LoraConfig) -> Adapter:
         shape = nn.Linear(layer.in_features, layer.out_features, bias=False)
         peft_layer = Linear(shape, "default", settings, r=settings.r, lora_alpha=settings.lora_alpha)
     down, up = peft_layer.lora_A["default"].weight, peft_layer.lora_B["default"].weight
-    return Adapter(name, layer, _empty_like(down), _empty_like(up))
+    return Adapter(name, layer, _trainable(down.shape), _trainable(up.t().shape))
 
 
-def _empty_like(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.empty(tensor.shape, dtype=torch.float32))
+def _trainable(shape: torch.Size) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32))

@@ -27,7 +27,8 @@ def kohya_keys(weights: dict[str, Tensor], config: LoraConfig, dtype: torch.dtyp
     for name, tensor in weights.items():
         layer, part = name.rsplit(".", 1)
         key = PREFIX + layer.replace(".", "_")
-        tensors[f"{key}.lora_{part}.weight"] = tensor.to(dtype).contiguous()
+        # Files hold up as (out, rank).
+        tensors[f"{key}.lora_{part}.weight"] = (tensor.t() if part == "up" else tensor).to(dtype).contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(float(config.alpha or config.rank), dtype=dtype)
     return tensors
 
@@ -94,7 +95,17 @@ def write(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> No
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"'{path.name}' was not written: '{broken[0]}' is not finite. Lower learning_rate and resume.")
-    write_atomically(path, save(tensors, metadata=dict(sorted(entries.items()))))
+    write_atomically(path, _serialised(tensors, entries))
+
+
+def _serialised(tensors: dict[str, Tensor], entries: dict[str, str]) -> bytes:
+    """The bytes of the file, its metadata in order: the library's own order changes from one process to the next."""
+    data = save(tensors)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size]) | {"__metadata__": dict(sorted(entries.items()))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def write_atomically(path: Path, data: bytes) -> None:

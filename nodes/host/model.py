@@ -29,14 +29,24 @@ class CastWeights:
 
     def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
         comfy.ops.run_every_op()
-        if not hasattr(layer, "weight_function"):
-            bias = getattr(layer, "bias", None)
-            return layer.weight.to(like), None if bias is None else bias.to(like), None
+        weight = layer.weight
+        if _is_ready(layer, weight, like):
+            return weight, layer.bias, None
         return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
 
     def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
         if ticket is not None:
             comfy.ops.uncast_bias_weight(layer, weight, bias, ticket)
+
+
+def _is_ready(layer: nn.Module, weight: Tensor, like: Tensor) -> bool:
+    """Whether the weight can be multiplied with as it is: nothing to move, cast, page in, dequantise or patch."""
+    if weight.dtype != like.dtype or weight.device != like.device:
+        return False
+    state = layer.__dict__
+    return not (
+        "_v" in state or state.get("weight_function") or state.get("bias_function") or type(weight) is not nn.Parameter
+    )
 
 
 def family_of(model) -> Family:
@@ -45,8 +55,8 @@ def family_of(model) -> Family:
     kind = type(base)
     name = {comfy.model_base.SDXL: "sdxl", comfy.model_base.Flux: "flux"}.get(kind)
     if name is None:
-        supported = " and ".join(family.title for family in FAMILIES.values())
-        raise ValueError(f"This MODEL is a {kind.__name__}, which cannot be trained yet: load a {supported} model.")
+        supported = " or ".join(family.title for family in FAMILIES.values())
+        raise ValueError(f"This MODEL is a {kind.__name__}, which cannot be trained yet: load an {supported} model.")
     if base.concat_keys or _extra_channels(base):
         raise ValueError(
             f"This {FAMILIES[name].title} MODEL is an inpainting or control variant, which takes a second picture: "
@@ -62,17 +72,19 @@ def _extra_channels(base) -> bool:
 
 def prediction_of(model) -> str:
     """"eps", "v" or "flow", read from how the MODEL samples (and from what is patched onto it)."""
-    from comfy import model_sampling
+    from comfy.model_sampling import CONST
+    from comfy.model_sampling import EPS as Epsilon
+    from comfy.model_sampling import V_PREDICTION as Velocity
 
-    sampling = model.get_model_object("model_sampling")
-    # The v kind inherits from the eps kind, so it is asked first.
-    for kind, prediction in ((model_sampling.V_PREDICTION, V), (model_sampling.EPS, EPS), (model_sampling.CONST, FLOW)):
-        if isinstance(sampling, kind):
-            return prediction
-    raise ValueError(
-        f"This MODEL samples as {type(sampling).__mro__[1].__name__}, an objective that cannot be trained: "
-        "remove the node that changes its sampling."
-    )
+    # Many kinds inherit from these three and then mean something else; what the answer means is in one method.
+    meaning = type(model.get_model_object("model_sampling")).calculate_denoised
+    known = {Epsilon.calculate_denoised: EPS, Velocity.calculate_denoised: V, CONST.calculate_denoised: FLOW}
+    if meaning not in known:
+        raise ValueError(
+            f"This MODEL samples as {meaning.__qualname__.split('.')[0]}, an objective that cannot be trained: "
+            "remove the node that changes its sampling."
+        )
+    return known[meaning]
 
 
 class LoadedModel:
@@ -131,6 +143,7 @@ class LoadedModel:
             CastWeights(),
             blocks=self.family.blocks if checkpointing else (),
             adds_in_place=self.family.adds_in_place,
+            same_input=self.family.same_input,
         )
 
     def needs_checkpointing(self, resolution: int, batch_size: int) -> bool:

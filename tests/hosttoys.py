@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import comfy.model_base
+import comfy.supported_models
 import torch
 from torch import Tensor
 
@@ -17,10 +19,13 @@ KINDS = ("sdxl", "sdxl_vpred", "flux")
 SIZE = (128, 96)
 
 
-def model(kind: str, seed: int = 0, *, inference: bool = True):
-    """A MODEL whose every weight is random, made in inference mode as ComfyUI's loaders make theirs."""
+def model(kind: str, seed: int = 0, *, inference: bool = True, storage=None, compute=None):
+    """A MODEL whose every weight is random, made in inference mode as ComfyUI's loaders make theirs.
+
+    With `storage` and `compute` the weights are kept in one dtype and cast to the other when they are used.
+    """
     with torch.inference_mode(inference):
-        patcher = models.build(kind)
+        patcher = models.build(kind) if storage is None else stored(kind, storage, compute)
         random = torch.Generator().manual_seed(seed)
         for name, weight in patcher.model.diffusion_model.named_parameters():
             drawn = torch.randn(weight.shape, generator=random)
@@ -30,6 +35,20 @@ def model(kind: str, seed: int = 0, *, inference: bool = True):
                 else:
                     weight.copy_(0.1 * drawn + (1.0 if name.endswith(("weight", "scale")) else 0.0))
         return patcher
+
+
+def stored(kind: str, storage: torch.dtype, compute: torch.dtype | None):
+    family, config = ("flux", models.TINY_FLUX) if kind == "flux" else ("sdxl", models.TINY_SDXL)
+    settings = {"flux": comfy.supported_models.Flux, "sdxl": comfy.supported_models.SDXL}[family](dict(config))
+    settings.set_inference_dtype(storage, compute)
+    if kind == "flux":
+        base = comfy.model_base.Flux(settings, device="cpu")
+    else:
+        kinds = comfy.model_base.ModelType
+        model_type = kinds.V_PREDICTION if kind == "sdxl_vpred" else kinds.EPS
+        base = comfy.model_base.SDXL(settings, model_type=model_type, device="cpu")
+    cpu = torch.device("cpu")
+    return models.PATCHER(base, load_device=cpu, offload_device=cpu)
 
 
 def clip(kind: str, seed: int = 1):

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.frozen import ResidentWeights, Weights
 from lora_workbench.training.lora import Adapters
-from torch import Tensor, nn
 
 CHANNELS, WIDTH, TEXT = 4, 16, 8
 LAYERS = re.compile(r"\.(attend|widen|narrow)$")
@@ -101,7 +102,9 @@ class Denoiser:
         with torch.enable_grad(), self.attachment.attached():
             yield
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]) -> Tensor:
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
+    ) -> Tensor:
         return self.network(noisy, sigma, torch.stack([entry["cross_attn"] for entry in text]), size)
 
 
@@ -120,7 +123,9 @@ class Batches:
         if number in self.broken:
             latents[0, 0, 0, 0] = torch.nan
         text = tuple({"cross_attn": torch.randn(3, TEXT, generator=random)} for _ in range(self.batch_size))
-        return Batch(latents, text, size, tuple(f"picture_{number % 5}_{place}.png" for place in range(self.batch_size)))
+        return Batch(
+            latents, text, size, tuple(f"picture_{number % 5}_{place}.png" for place in range(self.batch_size))
+        )
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

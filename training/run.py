@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .lora_file import write_atomically
 from .loop import Snapshot, Step
+from .lora_file import write_atomically
 
 LONGEST_NAME = 100
 """Bytes."""
@@ -199,7 +199,9 @@ def _read_record(folder: Path) -> dict | None:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"The record '{path}' cannot be read ({error}): delete that file or choose another name.") from error
+        raise ValueError(
+            f"The record '{path}' cannot be read ({error}): delete that file or choose another name."
+        ) from error
 
 
 def recorded(

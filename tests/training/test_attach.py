@@ -1,6 +1,8 @@
 """A network with adapters on computes what it should, and without them is what it was."""
 
 import copy
+import re
+import weakref
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def fused(network, adapters):
     merged = copy.deepcopy(network)
     scale = adapters.config.scale
     for adapter in adapters:
-        merged.get_submodule(adapter.name).weight += scale * (adapter.up @ adapter.down).detach()
+        merged.get_submodule(adapter.name).weight += scale * (adapter.down.t() @ adapter.up).t().detach()
     return merged
 
 
@@ -55,7 +57,11 @@ def portrait(network):
         name: (
             type(module),
             {key: value for key, value in module.__dict__.items() if not key.startswith("_")},
-            {key: (id(value), value._version, value.requires_grad) for key, value in module._parameters.items() if value is not None},
+            {
+                key: (id(value), value._version, value.requires_grad)
+                for key, value in module._parameters.items()
+                if value is not None
+            },
             {key: len(value) for key, value in module.__dict__.items() if key.endswith("_hooks")},
         )
         for name, module in network.named_modules()
@@ -85,9 +91,11 @@ def test_the_gradients_are_those_of_plain_autograd(block):
 
     # The same mathematics without any of our forwards: functional_call on weights that depend on the factors.
     plain = Network(Block if block is Block else OutOfPlace)
-    factors = [(a.name, a.down.detach().clone().requires_grad_(), a.up.detach().clone().requires_grad_()) for a in adapters]
+    factors = [
+        (a.name, a.down.detach().clone().requires_grad_(), a.up.detach().clone().requires_grad_()) for a in adapters
+    ]
     weights = dict(plain.named_parameters())
-    weights |= {f"{name}.weight": weights[f"{name}.weight"] + up @ down for name, down, up in factors}
+    weights |= {f"{name}.weight": weights[f"{name}.weight"] + (down.t() @ up).t() for name, down, up in factors}
     torch.func.functional_call(plain, weights, question()).square().sum().backward()
     for adapter, (_, down, up) in zip(adapters, factors, strict=True):
         torch.testing.assert_close(adapter.down.grad, down.grad, rtol=1e-4, atol=1e-4)
@@ -123,7 +131,9 @@ def test_checkpointing_changes_neither_loss_nor_gradients(block):
 def test_checkpointing_keeps_the_inputs_of_blocks_and_nothing_inside_them():
     def kept(checkpointing):
         network, saved = Network(), []
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.nbytes) or tensor, lambda t: t)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.nbytes) or tensor, lambda t: t
+        )
         with attachment_of(network, adapters_of(network), checkpointing=checkpointing).attached(), hooks:
             network(*question())
         return sum(saved)
@@ -170,7 +180,9 @@ def test_while_attached_the_module_tree_keys_weights_flags_and_hooks_are_those_o
     with attachment_of(network, adapters_of(network)).attached():
         assert list(network.named_modules()) == modules and list(network.state_dict()) == keys
         assert [tensor.requires_grad for tensor in network.parameters()] == flags
-        assert {name: seen[2:] for name, seen in portrait(network).items()} == {n: seen[2:] for n, seen in before.items()}
+        assert {name: seen[2:] for name, seen in portrait(network).items()} == {
+            n: seen[2:] for n, seen in before.items()
+        }
     assert portrait(network) == before
 
 
@@ -237,3 +249,81 @@ def test_the_network_may_hold_inference_tensors():
         with attachment_of(network, adapters, checkpointing=checkpointing).attached():
             network(*question()).square().sum().backward()
     assert all(tensor.grad.isfinite().all() for tensor in adapters.parameters())
+
+
+# Layers that read one input
+
+GROUP = ((".to_q", ".to_k", ".to_v"),)
+
+
+class Attention(torch.nn.Module):
+    """Three layers that, in self-attention, are called in turn with one input; `calls` says with what else."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = torch.nn.ModuleDict({name: torch.nn.Linear(6, 6, bias=False) for name in ("to_q", "to_k", "to_v")})
+        random = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for tensor in self.parameters():
+                tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.4)
+        self.requires_grad_(False)
+
+    def forward(self, x, calls):
+        return calls(x, self.part["to_q"], self.part["to_k"], self.part["to_v"])
+
+
+CALLS = {
+    "self-attention": lambda x, q, k, v: q(x) * k(x) + v(x),
+    "in another order": lambda x, q, k, v: v(x) * k(x) + q(x),
+    "cross-attention": lambda x, q, k, v: q(x) * k(x[:, :1]) + v(x[:, 1:2]),
+    "one of them twice": lambda x, q, k, v: q(x) * q(x) + k(x),
+    "only one": lambda x, q, k, v: k(x),
+    "another input in between": lambda x, q, k, v: q(x) * k(x + 1) + v(x),
+    "one after the other": lambda x, q, k, v: v(k(q(x))),
+}
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("runs", [1, 2])
+def test_computing_layers_of_one_input_together_changes_nothing(calls, runs):
+    def values_and_gradients(same_input):
+        network = Attention()
+        adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for adapter in adapters:
+                adapter.up.copy_(torch.randn(adapter.up.shape, generator=random))
+        attachment = Attachment(network, adapters, ResidentWeights(), same_input=same_input)
+        x = torch.randn(2, 3, 6, generator=random).requires_grad_()
+        for _ in range(runs):
+            with attachment.attached():
+                y = network(x, calls)
+                y.square().sum().backward()
+        gradients = [x.grad, *(tensor.grad for tensor in adapters.parameters())]
+        return y, [torch.zeros(1) if gradient is None else gradient for gradient in gradients]
+
+    (together, gradients), (apart, expected) = values_and_gradients(GROUP), values_and_gradients(())
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other.expand_as(one), rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_that_was_written_into_is_computed_with_again():
+    network = Attention()
+    adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+    with Attachment(network, adapters, ResidentWeights(), same_input=GROUP).attached(), torch.no_grad():
+        x = torch.ones(1, 2, 6)
+        network.part["to_q"](x)
+        x += 1
+        torch.testing.assert_close(network.part["to_k"](x), torch.nn.functional.linear(x, network.part["to_k"].weight))
+
+
+def test_nothing_of_a_step_is_held_after_it():
+    network = Attention()
+    adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+    attachment = Attachment(network, adapters, ResidentWeights(), same_input=GROUP)
+    with attachment.attached():
+        x = torch.randn(2, 3, 6)
+        seen = weakref.ref(x), weakref.ref(network(x, CALLS["only one"]))
+        del x
+    assert [reference() for reference in seen] == [None, None]

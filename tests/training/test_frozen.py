@@ -9,7 +9,7 @@ from peft import LoraConfig as PeftConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from lora_workbench.training.frozen import AdaptedLinear, ResidentWeights, forward_of, is_linear
+from lora_workbench.training.frozen import AdaptedLinears, ResidentWeights, forward_of, is_linear
 
 LAYERS = {
     "linear on (B, in)": (lambda: nn.Linear(6, 5), (3, 6)),
@@ -129,19 +129,19 @@ def test_weights_that_are_streamed_through_one_buffer_give_the_right_gradients()
             (nn.Conv2d(4, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Linear(8, 8), nn.LayerNorm(8), nn.RMSNorm(8))
         )
     ]
-    down, up = input_of((2, 8)), input_of((8, 2))
+    down, up = input_of((2, 8)), input_of((2, 8))
     weights = OneBuffer()
     forwards = [forward_of(layer, weights, copy_norm_input=True) for layer in layers]
 
-    def run(chain, adapted, x):
+    def run(chain, last, x):
         for forward in chain:
             x = forward(x)
-        return adapted(x)
+        return last(x)
 
     inputs = (input_of((2, 4, 7, 8)), down, up)
-    streamed = run(forwards, lambda x: AdaptedLinear.apply(x, down, up, 0.5, layers[2], weights), inputs[0])
+    streamed = run(forwards, lambda x: adapted(x, down, up, 0.5, layers[2], weights), inputs[0])
     streamed_gradients = torch.autograd.grad(streamed.square().sum(), inputs)
-    plain = run(layers, lambda x: layers[2](x) + 0.5 * (x @ down.t()) @ up.t(), inputs[0])
+    plain = run(layers, lambda x: layers[2](x) + 0.5 * (x @ down.t()) @ up, inputs[0])
     plain_gradients = torch.autograd.grad(plain.square().sum(), inputs)
 
     torch.testing.assert_close(streamed, plain, rtol=1e-4, atol=1e-4)
@@ -150,7 +150,9 @@ def test_weights_that_are_streamed_through_one_buffer_give_the_right_gradients()
     assert weights.taken == 0, "a weight was taken and not given back"
 
 
-@pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm, lambda width: nn.LayerNorm(width, elementwise_affine=False)])
+@pytest.mark.parametrize(
+    "make", [nn.LayerNorm, nn.RMSNorm, lambda width: nn.LayerNorm(width, elementwise_affine=False)]
+)
 def test_a_norm_that_copies_its_input_lets_a_block_add_into_it_afterwards(make):
     layer = make(6).requires_grad_(False)
 
@@ -168,13 +170,13 @@ def test_a_norm_that_copies_its_input_lets_a_block_add_into_it_afterwards(make):
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6), (2, 3, 4, 6)])
-@pytest.mark.parametrize("adapted", [False, True], ids=["frozen", "adapted"])
-def test_what_a_linear_layer_answers_may_be_added_into(shape, adapted):
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["frozen", "adapted"])
+def test_what_a_linear_layer_answers_may_be_added_into(shape, with_adapter):
     layer = randomised(nn.Linear(6, 6))
-    down, up = input_of((2, 6)), input_of((6, 2))
+    down, up = input_of((2, 6)), input_of((2, 6))
     frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
     x = input_of(shape)
-    y = AdaptedLinear.apply(x, down, up, 1.0, layer, ResidentWeights()) if adapted else frozen(x)
+    y = adapted(x, down, up, 1.0, layer, ResidentWeights()) if with_adapter else frozen(x)
     y += 1
     y.view(-1).mul_(2)
     assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
@@ -202,12 +204,18 @@ def test_a_linear_layer_is_known_by_what_it_has_and_not_by_its_class():
 # The adapted layer against peft's
 
 
+def adapted(x, down, up, scale, layer, weights):
+    """One adapted layer by itself."""
+    (y,) = AdaptedLinears.apply(x, scale, weights, (layer,), down, up)
+    return y
+
+
 def peft_layer(layer: nn.Linear, down, up, alpha: float) -> PeftLinear:
     config = PeftConfig(r=len(down), lora_alpha=alpha, init_lora_weights=False)
     reference = PeftLinear(layer, "default", config, r=len(down), lora_alpha=alpha)
     with torch.no_grad():
         reference.lora_A["default"].weight.copy_(down)
-        reference.lora_B["default"].weight.copy_(up)
+        reference.lora_B["default"].weight.copy_(up.t())
     return reference
 
 
@@ -215,7 +223,7 @@ def factors(rank=3, width=6, out=5):
     random = torch.Generator().manual_seed(7)
     return (
         torch.randn(rank, width, generator=random).requires_grad_(),
-        torch.randn(out, rank, generator=random).requires_grad_(),
+        torch.randn(rank, out, generator=random).requires_grad_(),
     )
 
 
@@ -230,10 +238,10 @@ def test_the_adapted_layer_equals_pefts_in_value_and_gradients(shape, bias, alph
     tensors = (x, reference.lora_A["default"].weight, reference.lora_B["default"].weight)
     their_gradients = torch.autograd.grad(theirs, tensors, answer)
 
-    ours = AdaptedLinear.apply(x := input_of(shape), down, up, alpha / len(down), layer, ResidentWeights())
-    our_gradients = torch.autograd.grad(ours, (x, down, up), answer)
+    ours = adapted(x := input_of(shape), down, up, alpha / len(down), layer, ResidentWeights())
+    of_x, of_down, of_up = torch.autograd.grad(ours, (x, down, up), answer)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
-    for one, other in zip(our_gradients, their_gradients, strict=True):
+    for one, other in zip((of_x, of_down, of_up.t()), their_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
 
 
@@ -248,14 +256,15 @@ def test_in_half_precision_the_adapted_layer_is_as_near_to_the_truth_as_pefts(dt
         return y, *torch.autograd.grad(y, tensors, grad.to(y.dtype))
 
     half = copy.deepcopy(layer).to(dtype)
-    ours = run(lambda x: AdaptedLinear.apply(x, down, up, 0.5, half, ResidentWeights()), (down, up))
+    ours = run(lambda x: adapted(x, down, up, 0.5, half, ResidentWeights()), (down, up))
     assert ours[0].dtype == dtype and ours[1].dtype == ours[2].dtype == torch.float32
 
     exact_layer = copy.deepcopy(half).double()
-    truth = run(lambda x: exact_layer(x.double()) + 0.5 * (x.double() @ down.double().t()) @ up.double().t(), (down, up))
+    truth = run(lambda x: exact_layer(x.double()) + 0.5 * (x.double() @ down.double().t()) @ up.double(), (down, up))
     reference = peft_layer(half, down, up, 4.0).float()
     reference.base_layer.to(dtype)
     theirs = run(reference, (reference.lora_A["default"].weight, reference.lora_B["default"].weight))
+    theirs = (*theirs[:2], theirs[2].t())
     for one, other, exact in zip(ours, theirs, truth, strict=True):
         ours_off, theirs_off = ((tensor.double() - exact).norm() / exact.norm() for tensor in (one, other))
         assert ours_off < max(1.5 * theirs_off, 2e-3 if dtype == torch.float16 else 1.5e-2)
@@ -265,14 +274,14 @@ def test_the_gradients_of_the_adapted_layer_pass_a_finite_difference_check():
     layer = randomised(nn.Linear(4, 3)).double()
     down, up = (tensor.detach().double().requires_grad_() for tensor in factors(2, 4, 3))
     x = input_of((2, 3, 4), torch.float64).detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda *tensors: AdaptedLinear.apply(*tensors, 0.7, layer, ResidentWeights()), (x, down, up))
+    assert torch.autograd.gradcheck(lambda *tensors: adapted(*tensors, 0.7, layer, ResidentWeights()), (x, down, up))
 
 
 def test_the_adapted_layer_keeps_its_input_and_a_rank_wide_product_and_no_weight():
     layer, (down, up), kept = randomised(nn.Linear(6, 5)), factors(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        AdaptedLinear.apply(input_of((4, 6)), down, up, 1.0, layer, ResidentWeights())
-    assert [tuple(tensor.shape) for tensor in kept] == [(4, 6), (4, 3), (3, 6), (5, 3)]
+        adapted(input_of((4, 6)), down, up, 1.0, layer, ResidentWeights())
+    assert [tuple(tensor.shape) for tensor in kept] == [(4, 6), (4, 3), (3, 6), (3, 5)]
     assert not addresses(kept) & addresses(layer.parameters())
 
 
@@ -280,7 +289,7 @@ def test_an_input_without_gradient_still_trains_the_adapter_and_reads_the_weight
     layer, (down, up), weights = randomised(nn.Linear(6, 5)), factors(), OneBuffer()
     reads = []
     weights.take, take = (lambda *args: reads.append(1) or take(*args)), weights.take
-    AdaptedLinear.apply(input_of((4, 6)).detach(), down, up, 1.0, layer, weights).sum().backward()
+    adapted(input_of((4, 6)).detach(), down, up, 1.0, layer, weights).sum().backward()
     assert down.grad.abs().sum() > 0 and up.grad.abs().sum() > 0
     assert len(reads) == 1
 
@@ -289,4 +298,68 @@ def test_an_adapter_with_zero_up_changes_nothing():
     layer, (down, up) = randomised(nn.Linear(6, 5)), factors()
     x = input_of((2, 4, 6))
     frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
-    assert torch.equal(AdaptedLinear.apply(x, down, torch.zeros_like(up), 1.0, layer, ResidentWeights()), frozen(x))
+    assert torch.equal(adapted(x, down, torch.zeros_like(up), 1.0, layer, ResidentWeights()), frozen(x))
+
+
+# Several adapted layers that read one input
+
+
+def group(bias=(True, False, True), rank=3):
+    layers = tuple(
+        randomised(nn.Linear(6, out, bias=own), seed)
+        for seed, (out, own) in enumerate(zip((5, 7, 5), bias, strict=True))
+    )
+    random = torch.Generator().manual_seed(8)
+    pairs = [
+        tuple(torch.randn(rank, width, generator=random).requires_grad_() for width in (6, layer.out_features))
+        for layer in layers
+    ]
+    return layers, pairs
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6)], ids=str)
+@pytest.mark.parametrize("alpha", [3.0, 1.0])
+def test_layers_that_read_one_input_equal_pefts_one_by_one(shape, alpha):
+    layers, pairs = group()
+    references = [peft_layer(layer, *pair, alpha) for layer, pair in zip(layers, pairs, strict=True)]
+    x = input_of(shape)
+    theirs = [reference(x) for reference in references]
+    answers = [torch.linspace(-1, 1, y.numel()).view(y.shape) for y in theirs]
+    tensors = [
+        reference.get_parameter(f"lora_{part}.default.weight") for reference in references for part in ("A", "B")
+    ]
+    of_x, *of_factors = torch.autograd.grad(theirs, [x, *tensors], answers)
+
+    factors_of_all = [factor for pair in pairs for factor in pair]
+    ours = AdaptedLinears.apply(x := input_of(shape), alpha / 3, ResidentWeights(), layers, *factors_of_all)
+    our_x, *our_factors = torch.autograd.grad(ours, [x, *factors_of_all], answers)
+    for one, other in zip((*ours, our_x), (*theirs, of_x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for number, (one, other) in enumerate(zip(our_factors, of_factors, strict=True)):
+        torch.testing.assert_close(one, other.t() if number % 2 else other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_of_a_group_whose_answer_is_not_used_gets_no_gradient_and_spoils_none():
+    layers, pairs = group()
+    factors_of_all = [factor for pair in pairs for factor in pair]
+    x = input_of((2, 4, 6))
+    first, *_ = AdaptedLinears.apply(x, 1.0, ResidentWeights(), layers, *factors_of_all)
+    of_x, *gradients = torch.autograd.grad(first.square().sum(), [x, *factors_of_all])
+    alone = adapted(x, *pairs[0], 1.0, layers[0], ResidentWeights())
+    expected = torch.autograd.grad(alone.square().sum(), [x, *pairs[0]])
+    for one, other in zip((of_x, *gradients[:2]), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert not any(gradient.any() for gradient in gradients[2:])
+
+
+def test_weights_of_a_group_may_pass_through_one_buffer():
+    layers, pairs = group()
+    factors_of_all = [factor for pair in pairs for factor in pair]
+
+    def run(weights):
+        x = input_of((2, 4, 6))
+        answers = AdaptedLinears.apply(x, 0.5, weights, layers, *factors_of_all)
+        return torch.autograd.grad(sum(y.square().sum() for y in answers), [x, *factors_of_all])
+
+    for one, other in zip(run(OneBuffer()), run(ResidentWeights()), strict=True):
+        torch.testing.assert_close(one, other)

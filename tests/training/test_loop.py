@@ -131,14 +131,18 @@ def test_a_snapshot_owns_its_memory():
     denoiser = Denoiser()
     steps = train(denoiser, Batches(), denoiser.adapters, TrainConfig(steps=4, learning_rate=RATE))
     snapshot = next(steps).snapshot()
-    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (snapshot.weights, snapshot.optimizer)]
+    copies = [
+        {name: tensor.clone() for name, tensor in part.items()} for part in (snapshot.weights, snapshot.optimizer)
+    ]
     list(steps)
     assert equal(snapshot.weights, copies[0]) and equal(snapshot.optimizer, copies[1])
 
 
 def test_a_snapshot_that_was_resumed_from_is_not_written_into():
     _, snapshot = run(TrainConfig(steps=2, learning_rate=RATE))
-    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (snapshot.weights, snapshot.optimizer)]
+    copies = [
+        {name: tensor.clone() for name, tensor in part.items()} for part in (snapshot.weights, snapshot.optimizer)
+    ]
     run(TrainConfig(steps=5, learning_rate=RATE), resume=snapshot)
     assert equal(snapshot.weights, copies[0]) and equal(snapshot.optimizer, copies[1])
 
@@ -231,7 +235,9 @@ def test_every_batch_is_told_its_own_size():
     """Trap 4: not that of the first picture."""
     denoiser, told = Denoiser(), []
     own = denoiser.network.forward
-    denoiser.network.forward = lambda noisy, sigma, text, size: told.append((size, noisy.shape)) or own(noisy, sigma, text, size)
+    denoiser.network.forward = lambda noisy, sigma, text, size: (
+        told.append((size, noisy.shape)) or own(noisy, sigma, text, size)
+    )
     run(TrainConfig(steps=4), denoiser=denoiser)
     assert [size for size, _ in told] == [(64, 64), (96, 64)] * 2
     assert all(shape[-2:] == (size[1] // 8, size[0] // 8) for size, shape in told)
@@ -342,10 +348,14 @@ def test_two_broken_steps_in_a_row_are_survived():
 def test_the_third_broken_step_in_a_row_ends_the_run_with_one_sentence():
     denoiser, steps = Denoiser(), []
     with pytest.raises(FloatingPointError) as error:
-        for step in train(denoiser, Batches(broken=(2, 3, 4)), denoiser.adapters, TrainConfig(steps=9, learning_rate=RATE)):
+        for step in train(
+            denoiser, Batches(broken=(2, 3, 4)), denoiser.adapters, TrainConfig(steps=9, learning_rate=RATE)
+        ):
             steps.append(step)
     sentence = str(error.value)
-    assert "3 steps in a row, up to step 5" in sentence and "learning_rate" in sentence and "picture_4_0.png" in sentence
+    assert (
+        "3 steps in a row, up to step 5" in sentence and "learning_rate" in sentence and "picture_4_0.png" in sentence
+    )
     assert sentence.endswith(".") and "\n" not in sentence
     assert [step.number for step in steps] == [1, 2, 3, 4]
     assert all(tensor.isfinite().all() for tensor in denoiser.adapters.parameters())

@@ -19,7 +19,7 @@ def test_every_layer_whose_name_matches_has_an_adapter_of_the_right_shape():
     assert list(adapters.members) == [f"blocks.{n}.{part}" for n in range(2) for part in ("attend", "widen", "narrow")]
     for adapter in adapters:
         assert adapter.down.shape == (4, adapter.layer.in_features)
-        assert adapter.up.shape == (adapter.layer.out_features, 4)
+        assert adapter.up.shape == (4, adapter.layer.out_features)
     assert len(adapters) == 6 and len(adapters.parameters()) == 12
 
 
@@ -82,7 +82,7 @@ def test_a_quantised_layer_is_adapted_like_any_linear_layer():
     network = nn.ModuleDict({"q": Quantised(6, 5), "conv": nn.Conv2d(6, 5, 1), "norm": nn.LayerNorm(6)})
     adapters = build(network, pattern=re.compile(""))
     assert list(adapters.members) == ["q"]
-    assert adapters.members["q"].up.shape[0] == 5
+    assert adapters.members["q"].up.shape[1] == 5
 
 
 def test_no_layer_to_adapt_is_one_sentence_with_the_network_and_the_setting():

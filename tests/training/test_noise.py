@@ -41,7 +41,7 @@ def test_the_target_of_eps_is_the_noise(ddpm_sigma):
 
 
 def test_the_target_of_v_is_the_published_velocity(alpha_bar, ddpm_sigma):
-    """Salimans & Ho 2022, appendix D: v = alpha_t eps - sigma_t x0 with alpha_t = sqrt(abar), sigma_t = sqrt(1 - abar)."""
+    """Salimans & Ho 2022, appendix D: v = alpha eps - sigma x0 with alpha = sqrt(abar), sigma = sqrt(1 - abar)."""
     published = each(alpha_bar.sqrt()) * NOISE - each((1 - alpha_bar).sqrt()) * LATENTS
     torch.testing.assert_close(noise.target("v", LATENTS, NOISE, ddpm_sigma), published, rtol=0, atol=1e-9)
 
@@ -117,7 +117,7 @@ def test_validation_levels_are_four_increasing_entries_whatever_the_seed():
     levels = noise.validation_sigmas(table, (1024, 1024))
     assert len(levels) == 4 and (levels.diff() > 0).all() and set(levels.tolist()) <= set(table.tolist())
     flow = noise.validation_sigmas(None, (1024, 1024))
-    assert len(flow) == 4 and (flow.diff() > 0).all() and 0 < flow[0] and flow[-1] < 1
+    assert len(flow) == 4 and (flow.diff() > 0).all() and flow[0] > 0 and flow[-1] < 1
 
 
 # Randomness

@@ -25,11 +25,17 @@ def open_run(folders, name="star", identity=IDENTITY, **options):
 
 
 def snapshot(step=10, fill=0.5):
-    return Snapshot(step, {"a.down": torch.full((2, 3), fill), "a.up": torch.full((2, 3), fill)}, {"0.step": torch.tensor(10.0)})
+    return Snapshot(
+        step, {"a.down": torch.full((2, 3), fill), "a.up": torch.full((2, 3), fill)}, {"0.step": torch.tensor(10.0)}
+    )
 
 
 def write_lora(path, snapshot):
-    lora_file.write(path, lora_file.kohya_keys(snapshot.weights, LoraConfig(rank=2), torch.float16), {f"ss_{letter}": letter for letter in "abcdefgh"})
+    lora_file.write(
+        path,
+        lora_file.kohya_keys(snapshot.weights, LoraConfig(rank=2), torch.float16),
+        {f"ss_{letter}": letter for letter in "abcdefgh"},
+    )
 
 
 def saved_run(folders, *steps, **options):
@@ -53,12 +59,26 @@ def test_a_name_that_works_everywhere_is_kept_as_it_is(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc/passwd", "..\\..\\windows", "/etc/passwd", "C:\\x", "a/b", ".hidden", "~/x", "a\x00b", "x\n", "n?*<>|\"", "x. "],
+    [
+        "../../etc/passwd",
+        "..\\..\\windows",
+        "/etc/passwd",
+        "C:\\x",
+        "a/b",
+        ".hidden",
+        "~/x",
+        "a\x00b",
+        "x\n",
+        'n?*<>|"',
+        "x. ",
+    ],
 )
 def test_a_name_can_never_leave_its_folder_or_break_a_file_system(name, tmp_path):
     cleaned = safe_name(name)
     assert (tmp_path / cleaned).resolve().parent == tmp_path.resolve()
-    assert not set(cleaned) & set('<>:"/\\|?*\x00\n') and not cleaned.startswith(".") and not cleaned.endswith((".", " "))
+    assert (
+        not set(cleaned) & set('<>:"/\\|?*\x00\n') and not cleaned.startswith(".") and not cleaned.endswith((".", " "))
+    )
     (tmp_path / cleaned).mkdir()
 
 
@@ -198,7 +218,13 @@ def test_no_temporary_file_is_left_and_the_files_are_readable_by_others(folders,
     run = saved_run(folders, 10, 20)
     run.log(step_of(1), 0.1)
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert names == ["metrics.jsonl", "record.json", "star_000010.safetensors", "star_000020.safetensors", "state.safetensors"]
+    assert names == [
+        "metrics.jsonl",
+        "record.json",
+        "star_000010.safetensors",
+        "star_000020.safetensors",
+        "state.safetensors",
+    ]
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in tmp_path.rglob("*.safetensors"))
 
 
@@ -349,6 +375,7 @@ def test_an_error_of_whoever_watches_between_two_steps_keeps_the_work(folders, e
 
 def test_steps_that_stop_early_end_with_a_checkpoint(folders):
     """*Finish now*: a stage simply stops passing steps on."""
+
     def finishing(steps):
         for step in steps:
             yield step

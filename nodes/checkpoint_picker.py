@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..training import picking
 from ..training.figures import labelled_grid
-from ..training.run import Checkpoints
+from ..training.run import Checkpoint, Checkpoints, Validation
 from .host import loras
 from .host.model import family_of
 from .host.progress import Progress, throw_if_cancelled
@@ -43,7 +43,9 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                     options=list(picking.PICKS),
                     tooltip="suggested: lowest loss on the pictures kept out of training. last: the end. at step: the one below.",
                 ),
-                io.Int.Input("at_step", default=0, min=0, max=1_000_000, tooltip="The step to pick when pick is 'at step'."),
+                io.Int.Input(
+                    "at_step", default=0, min=0, max=1_000_000, tooltip="The step to pick when pick is 'at step'."
+                ),
                 io.Combo.Input(
                     "preference",
                     options=list(picking.PREFERENCES),
@@ -55,7 +57,9 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                     multiline=True,
                     tooltip="One prompt a line, drawn with the checkpoints side by side. Empty draws nothing.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of every picture in the grid."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of every picture in the grid."
+                ),
                 io.Int.Input(
                     "size", default=1024, min=64, max=4096, step=8, tooltip="Width and height of the grid's pictures."
                 ),
@@ -116,12 +120,16 @@ def picture_grid(
 
 def score_table(checkpoints: Checkpoints) -> str:
     """Every checkpoint with its training loss and, where measured, its gain over the base on the held-out pictures."""
-    return "\n".join(_score_line(checkpoints, entry) for entry in checkpoints.entries)
+    measured = picking.scored(checkpoints)
+    return "\n".join(
+        _score_line(entry, checkpoints.base_validation, entry in measured) for entry in checkpoints.entries
+    )
 
 
-def _score_line(checkpoints: Checkpoints, entry) -> str:
+def _score_line(entry: Checkpoint, base: Validation | None, measured: bool) -> str:
     loss = "" if entry.loss is None else f", training loss {entry.loss:.4f}"
-    if not entry.validation or not checkpoints.base_validation:
+    if not measured:
         return f"step {entry.step}{loss}"
-    percent = picking.percent_better(entry, checkpoints.base_validation)
-    return f"step {entry.step}{loss}, held-out pictures {percent:.1f} % better than the base"
+    percent = picking.percent_better(entry, base)
+    direction = "better" if percent >= 0 else "worse"
+    return f"step {entry.step}{loss}, held-out pictures {abs(percent):.1f} % {direction} than the base"

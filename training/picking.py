@@ -19,6 +19,8 @@ BALANCED, FLEXIBLE, LIKENESS = "balanced", "flexible", "likeness"
 PREFERENCES = (BALANCED, FLEXIBLE, LIKENESS)
 SMALLEST_DIFFERENCE = 0.003
 ERROR_OF_ONE_PICTURE = 0.02
+SMALLEST_IMPROVEMENT, SMALLEST_IMPROVEMENT_OF_FEW, FEW = 0.012, 0.02, 4
+STANDARD_ERRORS = 2.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ def improvement(entry: Checkpoint, base: Validation) -> list[float]:
     ]
 
 
+def scored(checkpoints: Checkpoints) -> list[Checkpoint]:
+    """The checkpoints that can be compared with the base: all of whose held-out losses are proper numbers."""
+    if not _is_proper(checkpoints.base_validation):
+        return []
+    return [entry for entry in checkpoints.entries if _is_proper(entry.validation)]
+
+
 def percent_better(entry: Checkpoint, base: Validation) -> float:
     """How much lower the held-out loss is than the base model's, in percent; negative when it is higher."""
     return 100 * (1 - math.exp(statistics.fmean(improvement(entry, base))))
@@ -62,17 +71,23 @@ def _at_step(entries: tuple[Checkpoint, ...], step: int, name: str) -> Checkpoin
     raise ValueError(f"The run '{name}' has no checkpoint at step {step}: choose one of {there}.")
 
 
+def _is_proper(validation: Validation | None) -> bool:
+    return bool(validation) and all(0 < level < math.inf for levels in validation for level in levels)
+
+
 def _suggested(checkpoints: Checkpoints, preference: str) -> Choice:
-    scored = [entry for entry in checkpoints.entries if entry.validation]
-    if not scored or not checkpoints.base_validation:
+    candidates = scored(checkpoints)
+    if not candidates:
         last = checkpoints.entries[-1]
         return Choice(last, f"No pictures were kept out of training, so step {last.step}, the last, is only a guess.")
-    curves = [improvement(entry, checkpoints.base_validation) for entry in scored]
+    curves = [improvement(entry, checkpoints.base_validation) for entry in candidates]
     means = [statistics.fmean(curve) for curve in curves]
     best = means.index(min(means))
     safe = _safe_range(curves, means, best)
     number = {FLEXIBLE: safe[0], BALANCED: best, LIKENESS: safe[-1]}[preference]
-    return Choice(scored[number], _reason(scored, means, safe, number, len(curves[best])))
+    if not _is_measurable(curves[best]):
+        return Choice(candidates[number], _nothing_learned(candidates[number], len(curves[best])))
+    return Choice(candidates[number], _reason(candidates, means, safe, number, len(curves[best])))
 
 
 def _safe_range(curves: list[list[float]], means: list[float], best: int) -> list[int]:
@@ -90,27 +105,41 @@ def _safe_range(curves: list[list[float]], means: list[float], best: int) -> lis
     return list(range(first, last + 1))
 
 
-def _standard_error(curve: list[float], best: list[float]) -> float:
+def _is_measurable(curve: list[float]) -> bool:
+    """Whether a checkpoint's improvement over the base is more than the differences between pictures explain."""
+    least = SMALLEST_IMPROVEMENT_OF_FEW if len(curve) < FEW else SMALLEST_IMPROVEMENT
+    error = _standard_error(curve, [0.0] * len(curve))
+    return -statistics.fmean(curve) >= max(least, STANDARD_ERRORS * error)
+
+
+def _standard_error(curve: list[float], other: list[float]) -> float:
     """Of the paired difference between two checkpoints, over pictures."""
-    if len(best) < 2:
+    if len(other) < 2:
         return ERROR_OF_ONE_PICTURE
-    return statistics.stdev(a - b for a, b in zip(curve, best, strict=True)) / math.sqrt(len(best))
+    return statistics.stdev(a - b for a, b in zip(curve, other, strict=True)) / math.sqrt(len(other))
 
 
-def _reason(scored: list[Checkpoint], means: list[float], safe: list[int], number: int, pictures: int) -> str:
-    kept_out = "1 picture" if pictures == 1 else f"{pictures} pictures"
-    if means[number] >= 0:
-        return (
-            f"Step {scored[number].step} is the least bad: no checkpoint beats the base model on {kept_out} kept out of "
-            "training, so check the captions, try another learning rate, or add pictures."
-        )
+def _nothing_learned(chosen: Checkpoint, pictures: int) -> str:
+    return (
+        f"No checkpoint is measurably better than the base model on {_counted(pictures)} kept out of training, so step "
+        f"{chosen.step} is only a guess: check the captions, try another learning rate, or add pictures."
+    )
+
+
+def _reason(candidates: list[Checkpoint], means: list[float], safe: list[int], number: int, pictures: int) -> str:
     percent = 100 * (1 - math.exp(means[number]))
     sentence = (
-        f"Step {scored[number].step} is suggested: on {kept_out} kept out of training it is {percent:.0f} % better than "
-        "the base model."
+        f"Step {candidates[number].step} is suggested: on {_counted(pictures)} kept out of training it is "
+        f"{percent:.0f} % better than the base model."
     )
     if len(safe) > 1:
-        sentence += f" Steps {scored[safe[0]].step} to {scored[safe[-1]].step} are equal within measuring error."
-    if number == len(scored) - 1 and len(scored) > 2:
+        sentence += (
+            f" Steps {candidates[safe[0]].step} to {candidates[safe[-1]].step} are equal within measuring error."
+        )
+    if number == len(candidates) - 1 and len(candidates) > 2:
         sentence += " It is the last one and may not be the end: training longer could help."
     return sentence
+
+
+def _counted(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures} pictures"

@@ -19,6 +19,11 @@ from .config import LoraConfig, TrainConfig
 from .families import Family
 
 PREFIX = "lora_unet_"
+SENTENCE_WORDS = frozenset(
+    "a an the this that and or but while with without in on at of by for from to into over under near behind beside "
+    "between against through during".split()
+)
+"""No tag starts with one of these."""
 
 
 def kohya_keys(weights: dict[str, Tensor], config: LoraConfig, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -81,13 +86,21 @@ def metadata(
 
 
 def tag_frequency(captions: list[str], trigger_word: str) -> dict[str, int]:
-    """The trigger word and the short tags, with how often each occurs. Sentences are the user's own and stay out."""
+    """The trigger word and the tags, with how often each occurs. Sentences are the user's own and stay out."""
     counts: dict[str, int] = {trigger_word: len(captions)} if trigger_word else {}
     for caption in captions:
-        for tag in dict.fromkeys(part.strip() for part in caption.split(",")):
-            if tag and tag != trigger_word and len(tag.split()) <= 3 and not tag.endswith("."):
+        parts = dict.fromkeys(part.strip() for part in caption.split(","))
+        tags = [part for part in parts if part and part != trigger_word]
+        if all(map(_is_tag, tags)):
+            for tag in tags:
                 counts[tag] = counts.get(tag, 0) + 1
     return counts
+
+
+def _is_tag(part: str) -> bool:
+    """Whether a part of a caption can be a tag of a list; one part that cannot makes the caption a sentence."""
+    words = part.lower().split()
+    return len(words) <= 3 and not part.endswith(".") and words[0] not in SENTENCE_WORDS
 
 
 def write(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> None:

@@ -170,3 +170,17 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "zork, a woman, looking left, on a street",
+        "zork, The harbour, ships",
+        "zork, ships, and gulls",
+        "zork, ships, in the harbour of Bremen",
+        "zork, ships, seen at night.",
+    ],
+)
+def test_a_sentence_with_commas_leaves_no_fragment_behind(caption):
+    assert tag_frequency([caption, "zork, ship, night"], "zork") == {"zork": 2, "ship": 1, "night": 1}

@@ -28,7 +28,7 @@ from .host.progress import Progress, watched
 from .host.proof import Proof, prove
 from .previews import Previews
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MIB = 1024**2
 
 
@@ -71,8 +71,10 @@ def execute(request: Request, progress: Progress) -> Result:
     and ComfyUI's interrupt on cancel, after the last finished step has been saved.
     """
     progress.phase("Checking the inputs")
-    denoiser = LoadedModel(request.model)
     dataset = request.dataset
+    if not dataset.examples:
+        raise ValueError(f"The dataset '{dataset.folder}' has no picture to train on: add some, or hold out fewer.")
+    denoiser = LoadedModel(request.model)
     chosen = plan(
         request.preset,
         denoiser.family,
@@ -85,17 +87,16 @@ def execute(request: Request, progress: Progress) -> Result:
         seed=request.seed,
     )
     encoder = GraphEncoder(request.model, request.clip, request.vae)
-    encoder.check(denoiser.family.title, denoiser.context_width, denoiser.pooled_width)
     run = _open_run(request, denoiser, encoder, chosen)
     before = run.step
     previews = Previews(request, denoiser, run)
     if run.step < chosen.train.steps:
+        _check_disk(request, denoiser, chosen, run)
+        encoder.check(denoiser.family.title, denoiser.context_width, denoiser.pooled_width)
         _train(request, denoiser, encoder, chosen, run, previews, progress)
     checkpoints = run.result(chosen.train.steps, dataset.trigger_word).entries
     if not checkpoints:
-        raise ValueError(
-            f"The files of the run '{run.name}' are gone from '{run.loras / run.name}': set resume to 'start over'."
-        )
+        raise ValueError(_why_none(run, chosen.train.steps))
     strip = previews.strip(checkpoints, progress)
     return Result(run, chosen, checkpoints[-1], _proved(request, checkpoints[-1]), strip, run.step - before)
 
@@ -111,23 +112,35 @@ def _open_run(request: Request, denoiser: LoadedModel, encoder: GraphEncoder, ch
         "train": chosen.train.identity(),
     }
     runs = folders.output_folder() / "lora_workbench" / "runs"
-    _check_disk(request, denoiser, chosen, runs)
     return TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
 
 
-def _check_disk(request: Request, denoiser: LoadedModel, chosen: Plan, runs: Path) -> None:
+def _why_none(run: TrainingRun, steps: int) -> str:
+    """Why a run that is trained far enough has no file to hand on."""
+    there = run.checkpoints()
+    if there:
+        return (
+            f"The first checkpoint of the run '{run.name}' is at step {there[0].step}, so there is none within "
+            f"{steps} steps: ask for more steps, or set resume to 'start over'."
+        )
+    return f"The files of the run '{run.name}' are gone from '{run.loras / run.name}': set resume to 'start over'."
+
+
+def _check_disk(request: Request, denoiser: LoadedModel, chosen: Plan, run: TrainingRun) -> None:
     """OSError naming the folder that cannot be written, or the space that is missing, before any work is done."""
     adapter_bytes = 4 * chosen.lora.rank * denoiser.adapted_width(chosen.lora)
     files = -(-chosen.train.steps // chosen.save_every) * adapter_bytes // (1 if _is_fp32(request) else 2)
     pictures = len(request.dataset.examples) + len(request.dataset.held_out)
-    needed = {folders.loras_folder(): files, runs: 3 * adapter_bytes + pictures * 8 * _MIB}
+    needed = {run.loras: files, run.folder.parent: 3 * adapter_bytes + pictures * 8 * _MIB}
     for folder, needed_bytes in needed.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
         except OSError as error:
-            raise OSError(f"The folder '{folder}' cannot be written ({error.strerror}): allow writing to it.") from error
+            raise OSError(
+                f"The folder '{folder}' cannot be written ({error.strerror}): allow writing to it."
+            ) from error
         free = shutil.disk_usage(folder).free
         if free < needed_bytes:
             raise OSError(
@@ -137,7 +150,7 @@ def _check_disk(request: Request, denoiser: LoadedModel, chosen: Plan, runs: Pat
 
 
 def _is_fp32(request: Request) -> bool:
-    return PRECISIONS[request.settings.save_precision] == torch.float32
+    return DTYPES[request.settings.save_precision] == torch.float32
 
 
 def _train(
@@ -176,6 +189,7 @@ def _train(
             events = validated(events, run, denoiser, held_out)
             for event in events:
                 if isinstance(event, Checkpoint):
+                    _proved(request, event)
                     previews.show(event, progress)
 
 
@@ -210,16 +224,14 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
             captions=[example.caption for example in dataset.examples],
             step=snapshot.step,
         )
-        tensors = lora_file.kohya_keys(
-            snapshot.weights, chosen.lora, PRECISIONS[request.settings.save_precision]
-        )
+        tensors = lora_file.kohya_keys(snapshot.weights, chosen.lora, DTYPES[request.settings.save_precision])
         lora_file.write(path, tensors, entries)
 
     return write
 
 
 def _proved(request: Request, checkpoint: Checkpoint) -> Proof:
-    """The proof of a written file; a file that does nothing is an error, not a result."""
+    """The proof of a written file; a file that ComfyUI loads only in part, or not at all, is an error."""
     proof = prove(request.model, Path(checkpoint.path))
     if proof.matched != proof.layers or not proof.layers:
         raise ValueError(f"'{os.path.basename(checkpoint.path)}' is {proof}: please report this with the file.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.families import LAYER_PRESETS
-from ..training.presets import AUTOMATIC, OFF, ON, ExpertSettings
+from ..training.presets import AUTOMATIC, OFF, ON, PRECISIONS, ExpertSettings
 from ..training.schedule import SCHEDULES
-from .job import PRECISIONS
 from .sockets import CATEGORY, SETTINGS
 
 

@@ -19,7 +19,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _within("rank", self.rank, 1, 1024)
         _within("alpha", self.alpha, 0, 1024)
-        _one_of("layers", self.layers, LAYER_PRESETS)
+        one_of("layers", self.layers, LAYER_PRESETS)
 
     @property
     def scale(self) -> float:
@@ -49,7 +49,7 @@ class TrainConfig:
         _within("warmup", self.warmup, 0, 1_000_000)
         _within("weight_decay", self.weight_decay, 0, 10.0)
         _within("clip_norm", self.clip_norm, 0, 1000.0)
-        _one_of("schedule", self.schedule, SCHEDULES)
+        one_of("schedule", self.schedule, SCHEDULES)
 
     def identity(self) -> dict[str, object]:
         """All that decides the weights at a given step: everything but how many steps there are.
@@ -67,6 +67,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} is {value}, but must be between {low} and {high}.")
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError naming the setting when its value is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} is '{value}', but must be one of {', '.join(map(repr, choices))}.")

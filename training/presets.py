@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import LoraConfig, TrainConfig
+from .config import LoraConfig, TrainConfig, one_of
 from .families import ATTENTION_AND_FEED_FORWARD, Family
 from .schedule import CONSTANT
 
 AUTOMATIC, ON, OFF = "automatic", "on", "off"
+PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class ExpertSettings:
     checkpointing: str = AUTOMATIC
     save_precision: str = "fp16"
 
+    def __post_init__(self) -> None:
+        one_of("checkpointing", self.checkpointing, (AUTOMATIC, ON, OFF))
+        one_of("save_precision", self.save_precision, PRECISIONS)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,8 +82,7 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """The run for `pictures` pictures; 0 derives a value from the preset. ValueError names what is out of range."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset is '{preset}', but must be one of {', '.join(map(repr, PRESETS))}.")
+    one_of("preset", preset, tuple(PRESETS))
     purpose = PRESETS[preset]
     per_step = settings.batch_size * settings.accumulation
     derived = min(max(purpose.passes * pictures, purpose.fewest_steps), purpose.most_steps) // max(1, per_step)

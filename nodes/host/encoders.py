@@ -40,7 +40,13 @@ class GraphEncoder:
         return {name: value[0].float().cpu() for name, value in encoded.items() if isinstance(value, Tensor)}
 
     def check(self, family_title: str, network_context: int | None, pooled: int | None) -> None:
-        """ValueError when this CLIP does not give what the model takes, before anything is encoded."""
+        """ValueError when this VAE or this CLIP does not give what the model takes, before anything is encoded."""
+        channels = self._model.model.latent_format.latent_channels
+        if self._vae.latent_channels != channels:
+            raise ValueError(
+                f"The VAE gives pictures of {self._vae.latent_channels} channels, but this {family_title} model takes "
+                f"{channels}: wire the VAE that belongs to the model."
+            )
         found = self.text("")
         if network_context is not None and found["cross_attn"].shape[-1] != network_context:
             raise ValueError(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.lora
-import comfy.utils
 import torch
+
+from .loras import read_lora
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Proof:
 def prove(model, path: Path) -> Proof:
     """Load the file through ComfyUI's key mapping; the effect is the Frobenius norm of all the changes together."""
     with torch.inference_mode():
-        lora = comfy.utils.load_torch_file(str(path), safe_load=True)
+        lora = read_lora(path)
         keys = comfy.lora.model_lora_keys_unet(model.model, {})
         patches = comfy.lora.load_lora(lora, keys)
         downs = [key for key in lora if key.endswith(".lora_down.weight")]

@@ -1,9 +1,9 @@
 """A run on disk: its record, its checkpoints, and the state from which it goes on.
 
-    <runs>/<name>/record.json         what was trained, on what, and every checkpoint
-    <runs>/<name>/metrics.jsonl       one line a step
-    <runs>/<name>/state.safetensors   the newest snapshot: adapters and optimizer, float32
-    <loras>/<name>/<name>_000100.safetensors
+<runs>/<name>/record.json         what was trained, on what, and every checkpoint
+<runs>/<name>/metrics.jsonl       one line a step
+<runs>/<name>/state.safetensors   the newest snapshot: adapters and optimizer, float32
+<loras>/<name>/<name>_000100.safetensors
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -75,20 +75,20 @@ class TrainingRun:
 
     @classmethod
     def open(cls, runs: Path, loras: Path, name: str, identity: dict, *, start_over: bool = False) -> TrainingRun:
-        """The run of this name with this identity, to go on with; else a new one.
+        """The newest run of this name with this identity, to go on with; else a new one.
 
         What another identity trained under the same name is never overwritten: the new run is called `<name>_v2`,
         `_v3` and so on. With `start_over` a new one is always made.
         """
-        base = safe_name(name)
+        base, same = safe_name(name), None
         for number in range(1, 10_000):
             folder = runs / (base if number == 1 else f"{base}_v{number}")
             record = _read_record(folder)
             if record is None and not (loras / folder.name).exists():
                 record = {"name": folder.name, "title": base, "identity": identity, "step": 0, "checkpoints": []}
-                return cls(folder, loras, record)
+                return same or cls(folder, loras, record)
             if record is not None and record["identity"] == identity and not start_over:
-                return cls(folder, loras, record)
+                same = cls(folder, loras, record)
         raise ValueError(f"There are already 9,999 runs called '{base}': choose another name.")
 
     @property
@@ -243,8 +243,3 @@ def recorded(
         raise
     if last is not saved:
         yield save_last()
-
-
-def with_validation(checkpoint: Checkpoint, validation: Validation) -> Checkpoint:
-    """The checkpoint, knowing what the held-out pictures gave."""
-    return replace(checkpoint, validation=validation)

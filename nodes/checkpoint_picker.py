@@ -31,7 +31,8 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
             display_name="LoRA Checkpoint Picker",
             category=CATEGORY,
             description=(
-                "Chooses the checkpoint that is best on pictures kept out of training, and hands it on in the same queue."
+                "Chooses the checkpoint that is best on pictures kept out of training, "
+                "and hands it on in the same queue."
             ),
             inputs=[
                 CHECKPOINTS.Input("checkpoints", tooltip="The checkpoints of a run, from LoRA Trainer."),
@@ -41,7 +42,10 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 io.Combo.Input(
                     "pick",
                     options=list(picking.PICKS),
-                    tooltip="suggested: lowest loss on the pictures kept out of training. last: the end. at step: the one below.",
+                    tooltip=(
+                        "suggested: lowest loss on the pictures kept out of training. last: the end of the training. "
+                        "at step: the one you name in at_step."
+                    ),
                 ),
                 io.Int.Input(
                     "at_step", default=0, min=0, max=1_000_000, tooltip="The step to pick when pick is 'at step'."
@@ -49,7 +53,10 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 io.Combo.Input(
                     "preference",
                     options=list(picking.PREFERENCES),
-                    tooltip="Among equally good ones: balanced takes the lowest loss, flexible the earliest, likeness the latest.",
+                    tooltip=(
+                        "Among equally good ones: balanced takes the lowest loss, flexible the earliest, "
+                        "likeness the latest."
+                    ),
                 ),
                 io.String.Input(
                     "prompts",
@@ -120,10 +127,8 @@ def picture_grid(
 
 def score_table(checkpoints: Checkpoints) -> str:
     """Every checkpoint with its training loss and, where measured, its gain over the base on the held-out pictures."""
-    measured = picking.scored(checkpoints)
-    return "\n".join(
-        _score_line(entry, checkpoints.base_validation, entry in measured) for entry in checkpoints.entries
-    )
+    measured, base = picking.scored(checkpoints), checkpoints.base_validation
+    return "\n".join(_score_line(entry, base, entry in measured) for entry in checkpoints.entries)
 
 
 def _score_line(entry: Checkpoint, base: Validation | None, measured: bool) -> str:

@@ -36,7 +36,9 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoders that belong to the model. They read the captions."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model. It encodes the pictures."),
                 DATASET.Input("dataset", tooltip="Pictures and captions from LoRA Dataset Loader."),
-                io.String.Input("name", default="my_lora", tooltip="Name of the LoRA and of its folder in models/loras."),
+                io.String.Input(
+                    "name", default="my_lora", tooltip="Name of the LoRA and of its folder in models/loras."
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
@@ -136,7 +138,11 @@ class LoraWorkbenchTrainer(io.ComfyNode):
         result = job.execute(request, Progress(cls.hidden.unique_id))
         checkpoints = result.run.result(result.plan.train.steps, dataset.trigger_word)
         trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
-        validation = [(entry.step, mean_of(entry.validation)) for entry in checkpoints.entries if entry.validation]
+        measured = [
+            (0, checkpoints.base_validation),
+            *((entry.step, entry.validation) for entry in checkpoints.entries),
+        ]
+        validation = [(step, mean_of(values)) for step, values in measured if values]
         previews = to_image(result.previews)
         return io.NodeOutput(
             trained_model,

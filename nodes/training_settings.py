@@ -54,7 +54,10 @@ class LoraWorkbenchTrainingSettings(io.ComfyNode):
                 io.Combo.Input(
                     "checkpointing",
                     options=[AUTOMATIC, ON, OFF],
-                    tooltip="Recompute blocks in backward: far less memory, about a third slower. automatic: only when it must.",
+                    tooltip=(
+                        "Recompute blocks in backward: far less memory, about a third slower. "
+                        "automatic: only when it must."
+                    ),
                 ),
                 io.Float.Input(
                     "weight_decay",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,28 +16,35 @@ def loss_chart(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
     """Training loss by step, raw and smoothed, and the held-out loss where it was measured."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((LEFT, 16), title, fill=INK, font=ImageFont.load_default(20))
+    losses, validation = finite(losses), finite(validation)
+    font = ImageFont.load_default(20)
+    room = _legend(draw, bool(validation)) if losses else WIDTH - RIGHT
+    draw.text((LEFT, 28), _cut(draw, title, font, room - LEFT), fill=INK, font=font, anchor="lm")
     if not losses:
         draw.text((LEFT, HEIGHT // 2), "No step has been trained yet.", fill=INK, font=ImageFont.load_default(16))
         return image
     smooth = smoothed(losses)
-    values = [value for _, value in (*losses, *validation)]
-    low, high = min(values), max(values)
-    steps = max(losses[-1][0], *(step for step, _ in validation), 1) if validation else max(losses[-1][0], 1)
+    low, high = _range(losses, (*smooth, *validation))
+    steps = max(1, *(step for step, _ in (*losses, *validation)))
 
     def place(step: float, value: float) -> tuple[float, float]:
         across = (step / steps) * (WIDTH - LEFT - RIGHT)
-        up = (value - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
+        up = (min(value, high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
         return LEFT + across, HEIGHT - BOTTOM - up
 
     _axes(draw, place, low, high, steps)
     _line(draw, [place(*point) for point in losses], PALE, 1)
     _line(draw, [place(*point) for point in smooth], INK, 3)
     _line(draw, [place(*point) for point in validation], RED, 2)
-    for x, y in (place(*point) for point in validation):
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=RED)
-    _legend(draw, bool(validation))
+    _dots(draw, [place(*point) for point in validation], RED)
+    if len(losses) == 1:
+        _dots(draw, [place(*losses[0])], INK)
     return image
+
+
+def finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points that can be drawn."""
+    return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 def smoothed(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -48,6 +56,15 @@ def smoothed(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return points
 
 
+def ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
+    """About five round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
+    wanted = max((high - low) / 5, smallest)
+    power = 10.0 ** math.floor(math.log10(wanted))
+    distance = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= wanted * 0.999)
+    first, last = math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9)
+    return [number * distance for number in range(first, last + 1)]
+
+
 def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
     """Pictures in rows, a heading over each column and a line of text over each row.
 
@@ -57,19 +74,26 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
         raise ValueError("There is no picture to put into the grid: give at least one prompt.")
     width, height = rows[0][0].size
     gap, head, line = 6, 30, 26
-    grid = Image.new(
-        "RGB", (len(columns) * (width + gap) + gap, head + len(rows) * (height + line + gap) + gap), PAPER
-    )
+    grid = Image.new("RGB", (len(columns) * (width + gap) + gap, head + len(rows) * (height + line + gap) + gap), PAPER)
     draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(14)
     for number, heading in enumerate(columns):
-        draw.text((gap + number * (width + gap) + width / 2, head / 2), heading, fill=INK, font=font, anchor="mm")
+        middle = gap + number * (width + gap) + width / 2
+        draw.text((middle, head / 2), _cut(draw, heading, font, width + gap - 2), fill=INK, font=font, anchor="mm")
     for number, (pictures, label) in enumerate(zip(rows, labels, strict=True)):
         top = head + number * (height + line + gap)
-        draw.text((gap, top + line / 2), _cut(draw, label, font, grid.width - 2 * gap), fill=INK, font=font, anchor="lm")
+        text = _cut(draw, label, font, grid.width - 2 * gap)
+        draw.text((gap, top + line / 2), text, fill=INK, font=font, anchor="lm")
         for column, picture in enumerate(pictures):
             grid.paste(picture, (gap + column * (width + gap), top + line))
     return grid
+
+
+def _range(losses: list[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """The lowest and highest value of the chart: single steps far above all others are cut off, lines never are."""
+    raw, lines = sorted(value for _, value in losses), [value for _, value in shown]
+    low, high = min(raw[0], *lines), max(raw[int(0.98 * (len(raw) - 1))], *lines)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
@@ -86,19 +110,27 @@ def _line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: 
         draw.line(points, fill=colour, width=width, joint="curve")
 
 
+def _dots(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: str) -> None:
+    for x, y in points:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+
+
 def _axes(draw: ImageDraw.ImageDraw, place, low: float, high: float, steps: int) -> None:
     font = ImageFont.load_default(13)
-    for part in range(5):
-        value, step = low + (high - low) * part / 4, round(steps * part / 4)
+    for value in ticks(low, high):
         _, y = place(0, value)
-        x, _ = place(step, low)
         draw.line((LEFT, y, WIDTH - RIGHT, y), fill=GRID)
-        draw.text((LEFT - 10, y), f"{value:.3g}", fill=INK, font=font, anchor="rm")
-        draw.text((x, HEIGHT - BOTTOM + 10), str(step), fill=INK, font=font, anchor="ma")
+        draw.text((LEFT - 10, y), f"{value:.6g}", fill=INK, font=font, anchor="rm")
+    for step in ticks(0, steps, smallest=1):
+        x, _ = place(step, low)
+        draw.line((x, HEIGHT - BOTTOM, x, HEIGHT - BOTTOM + 5), fill=PALE)
+        draw.text((x, HEIGHT - BOTTOM + 10), f"{step:.0f}", fill=INK, font=font, anchor="ma")
+    draw.line((LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM), fill=PALE)
     draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14), "step", fill=INK, font=font, anchor="mm")
 
 
-def _legend(draw: ImageDraw.ImageDraw, validation: bool) -> None:
+def _legend(draw: ImageDraw.ImageDraw, validation: bool) -> float:
+    """Draws the legend and says where it begins."""
     font = ImageFont.load_default(13)
     entries = [("loss", PALE), ("smoothed", INK)] + ([("held-out pictures", RED)] if validation else [])
     x = WIDTH - RIGHT
@@ -107,3 +139,4 @@ def _legend(draw: ImageDraw.ImageDraw, validation: bool) -> None:
         draw.text((x, 28), text, fill=INK, font=font, anchor="lm")
         draw.line((x - 26, 28, x - 6, 28), fill=colour, width=3)
         x -= 44
+    return x

@@ -20,8 +20,8 @@ from .families import Family
 
 PREFIX = "lora_unet_"
 SENTENCE_WORDS = frozenset(
-    "a an the this that and or but while with without in on at of by for from to into over under near behind beside "
-    "between against through during".split()
+    ("a", "an", "the", "this", "that", "and", "or", "but", "while", "with", "without", "in", "on", "at", "of", "by")
+    + ("for", "from", "to", "into", "over", "under", "near", "behind", "beside", "between", "against", "through")
 )
 """No tag starts with one of these."""
 

@@ -25,7 +25,8 @@ class Proof:
 
     def __str__(self) -> str:
         verdict = "proved" if self.holds else "NOT PROVED"
-        return f"{verdict}: {self.matched} of {self.layers} layers load in ComfyUI, effect on the weights {self.effect:.3g}"
+        loaded = f"{self.matched} of {self.layers} layers load in ComfyUI"
+        return f"{verdict}: {loaded}, effect on the weights {self.effect:.3g}"
 
 
 def prove(model, path: Path) -> Proof:

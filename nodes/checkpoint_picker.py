@@ -65,7 +65,12 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                     tooltip="One prompt a line, drawn with the checkpoints side by side. Empty draws nothing.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of every picture in the grid."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Seed of every picture in the grid.",
                 ),
                 io.Int.Input(
                     "size", default=1024, min=64, max=4096, step=8, tooltip="Width and height of the grid's pictures."

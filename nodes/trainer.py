@@ -79,6 +79,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
                     tooltip="Decides everything random: the same seed and inputs give the same file.",
                 ),
                 io.Combo.Input(

@@ -71,7 +71,7 @@ def _extra_channels(base) -> bool:
 
 
 def prediction_of(model) -> str:
-    """"eps", "v" or "flow", read from how the MODEL samples (and from what is patched onto it)."""
+    """ "eps", "v" or "flow", read from how the MODEL samples (and from what is patched onto it)."""
     from comfy.model_sampling import CONST
     from comfy.model_sampling import EPS as Epsilon
     from comfy.model_sampling import V_PREDICTION as Velocity
@@ -175,7 +175,9 @@ class LoadedModel:
             finally:
                 mm.in_training = was_training
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]) -> Tensor:
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
+    ) -> Tensor:
         """The raw answer of the network, before ComfyUI turns it into a clean picture.
 
         Texts of different length go through the network in turn, since padding would change what they say.
@@ -189,7 +191,9 @@ class LoadedModel:
         order = torch.tensor([number for group in by_length.values() for number in group])
         return torch.cat(answers)[order.argsort().to(noisy.device)]
 
-    def _forward(self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]) -> Tensor:
+    def _forward(
+        self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
+    ) -> Tensor:
         base = self.patcher.model
         sampling = self.patcher.get_model_object("model_sampling")
         conditions = self._conditions(noisy, text, size)

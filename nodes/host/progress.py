@@ -65,9 +65,10 @@ def watched(steps: Iterable[Step], progress: Progress, total: int) -> Iterator[S
         pace = took if pace is None else 0.9 * pace + 0.1 * took
         if not step.skipped:
             smoothed = step.loss if smoothed is None else 0.95 * smoothed + 0.05 * step.loss
+        # Drawing progress may raise ComfyUI's interrupt: by then the step must have been handed on.
+        yield step
         progress.phase(training_line(step.number, total, pace, smoothed))
         progress.update(step.number, total)
-        yield step
         # What happens between two steps (saving, previews) is no part of the pace.
         started = time.perf_counter()
         throw_if_cancelled()

@@ -40,7 +40,7 @@ def sample_picture(model, vae, positive: list, negative: list, settings: Sampler
     """
     with torch.inference_mode(), _random_state_kept(model.load_device):
         shape = (1, 4, settings.height // 8, settings.width // 8)
-        empty = torch.zeros(shape, device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
+        empty = torch.zeros(shape, device=mm.intermediate_device(), dtype=_latent_dtype())
         latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
         samples = comfy.sample.sample(
             model,
@@ -57,6 +57,11 @@ def sample_picture(model, vae, positive: list, negative: list, settings: Sampler
         )
         picture = vae.decode(samples)
         return picture.reshape(-1, *picture.shape[-3:])[0].cpu()
+
+
+def _latent_dtype() -> torch.dtype:
+    """What EmptyLatentImage uses; ComfyUI before 0.16 always used float32."""
+    return mm.intermediate_dtype() if hasattr(mm, "intermediate_dtype") else torch.float32
 
 
 @contextmanager

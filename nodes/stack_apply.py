@@ -1,0 +1,130 @@
+"""The LoRA Stack Apply node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..training.lora_family import family_of, mismatch, title
+from .host import folders, loras
+from .sockets import CATEGORY, STACK
+
+NONE = "none"
+ROWS = 4
+FIRST_ROWS = 2
+"""Rows that are shown at once; the others wait behind "show advanced"."""
+
+Row = tuple[str, float, float]
+
+
+class LoraWorkbenchStackApply(io.ComfyNode):
+    """Puts LoRAs on a model in order, exactly as chained Load LoRA nodes would."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraWorkbenchStackApply",
+            display_name="LoRA Stack Apply",
+            category=CATEGORY,
+            description="Puts a stack and up to four more LoRAs on a model, like a chain of Load LoRA nodes.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to put the LoRAs on."),
+                io.Clip.Input("clip", optional=True, tooltip="Its CLIP. Without one only the model is changed."),
+                STACK.Input(
+                    "lora_stack", optional=True, tooltip="A stack from any node. It is applied before the rows."
+                ),
+                *[widget for number in range(1, ROWS + 1) for widget in row_inputs(number)],
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The model with all LoRAs on."),
+                io.Clip.Output("clip", tooltip="The CLIP with all LoRAs on."),
+                STACK.Output("lora_stack", tooltip="The stack that came in plus the rows that are on."),
+                io.String.Output("trigger_words", tooltip="The trigger words the files name, joined by commas."),
+                io.String.Output("report", tooltip="What was applied, at which strength, and to how many layers."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, lora_1=NONE, lora_2=NONE, lora_3=NONE, lora_4=NONE, on_1=True, on_2=True, on_3=True, on_4=True
+    ) -> bool | str:
+        """A row whose file is gone is an error before anything runs; one that is off may name what it likes."""
+        for name, on in ((lora_1, on_1), (lora_2, on_2), (lora_3, on_3), (lora_4, on_4)):
+            if on and name not in (NONE, None):
+                try:
+                    folders.lora_path(name)
+                except ValueError as error:
+                    return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip=None, lora_stack=None, **rows) -> io.NodeOutput:
+        # A stack is a list others may still hold: it is read and never changed.
+        stack: list[Row] = [*(lora_stack or ()), *active_rows(rows)]
+        triggers, lines, files = [], [], {}
+        for name, strength_model, strength_clip in stack:
+            path = folders.lora_path(name)
+            if path not in files:
+                files[path] = loras.read_lora(path)
+            described = check_family(path, files[path], model)
+            before = loras.patched_layers(model, clip)
+            model, clip = loras.apply(model, clip, files[path], strength_model, strength_clip)
+            layers = loras.patched_layers(model, clip) - before
+            lines.append(f"{name}: model {strength_model:g}, clip {strength_clip:g}, {layers} layers")
+            triggers += [word for word in trigger_words(described) if word not in triggers]
+        return io.NodeOutput(model, clip, stack, ", ".join(triggers), "\n".join(lines) or "No LoRA is on.")
+
+
+def row_inputs(number: int) -> list:
+    """The four widgets of a row."""
+    hidden = number > FIRST_ROWS
+    strength = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "advanced": hidden}
+    return [
+        io.Combo.Input(
+            f"lora_{number}",
+            options=[NONE, *folders.lora_names()],
+            tooltip=f"LoRA {number}, from the loras folder.",
+            advanced=hidden,
+        ),
+        io.Float.Input(
+            f"strength_model_{number}", tooltip=f"How strongly LoRA {number} changes the model.", **strength
+        ),
+        io.Float.Input(f"strength_clip_{number}", tooltip=f"How strongly LoRA {number} changes the CLIP.", **strength),
+        io.Boolean.Input(f"on_{number}", default=True, tooltip=f"Whether LoRA {number} is applied.", advanced=hidden),
+    ]
+
+
+def active_rows(rows: dict) -> list[Row]:
+    """The rows that name a LoRA and are on, in order."""
+    return [
+        (rows[f"lora_{number}"], rows[f"strength_model_{number}"], rows[f"strength_clip_{number}"])
+        for number in range(1, ROWS + 1)
+        if rows.get(f"lora_{number}", NONE) != NONE and rows.get(f"on_{number}", True)
+    ]
+
+
+def check_family(path: Path, lora: dict, model) -> dict[str, str]:
+    """The file's metadata; ValueError naming both families when it was made for another one than the model's."""
+    described = loras.read_metadata(path)
+    made_for, given = family_of(described) or family_of(lora.keys()), loras.model_family(model)
+    if mismatch(made_for, given):
+        raise ValueError(
+            f"The LoRA '{path.name}' is for {title(made_for)}, but the model is {title(given)}: choose a LoRA for "
+            f"{title(given)}, or load a {title(made_for)} model."
+        )
+    return described
+
+
+def trigger_words(described: dict[str, str]) -> list[str]:
+    """What a file says calls it: its trigger phrase, else the commonest of its training tags."""
+    phrase = described.get("modelspec.trigger_phrase", "").strip()
+    if phrase:
+        return [phrase]
+    try:
+        folders_of_tags = json.loads(described.get("ss_tag_frequency", "{}"))
+        counts = [item for tags in folders_of_tags.values() for item in tags.items()]
+    except (ValueError, AttributeError):
+        return []
+    return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []

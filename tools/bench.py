@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     line.add_argument("what", nargs="?", choices=("speed", "quality"), default="speed")
     line.add_argument("--comfyui", metavar="PATH", help="the ComfyUI folder")
-    line.add_argument("--here", action="store_true", help="use this Python as it is instead of an environment of its own")
+    line.add_argument(
+        "--here", action="store_true", help="use this Python as it is instead of an environment of its own"
+    )
     line.add_argument("--family", nargs="+", choices=("sdxl", "flux"), default=["sdxl", "flux"])
     line.add_argument("--size", nargs="+", choices=("toy", "mid", "full"), default=["mid"])
     line.add_argument("--batch", nargs="+", type=int, default=[1, 4])

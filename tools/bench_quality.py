@@ -100,7 +100,12 @@ class Judge:
         negative = encode_prompt(self._clip, "")
         for number, prompt in enumerate(prompts):
             settings = SamplerSettings(
-                drawing.SIZE, drawing.SIZE, 1000 * self._seed + number, CFG[self._family], family.sampler, family.scheduler
+                drawing.SIZE,
+                drawing.SIZE,
+                1000 * self._seed + number,
+                CFG[self._family],
+                family.sampler,
+                family.scheduler,
             )
             yield to_picture(sample_picture(model, self._vae, encode_prompt(self._clip, prompt), negative, settings))
 

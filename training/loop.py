@@ -36,7 +36,9 @@ class Denoiser(Protocol):
     def adapted(self) -> AbstractContextManager[None]:
         """Inside, the network computes with the adapters and gradients reach them; outside, it is as it was."""
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]) -> Tensor:
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
+    ) -> Tensor:
         """The raw answer of the network (B, C, h, w) for noisy latents at `sigma` (B,), each with its own text."""
 
 

@@ -45,7 +45,9 @@ class Adapters:
         Down is Kaiming-uniform with a = sqrt(5) and up is zero, as in Hu et al.'s reference code, drawn from `seed`.
         ValueError when no layer matches.
         """
-        layers = {name: module for name, module in network.named_modules() if pattern.search(name) and is_linear(module)}
+        layers = {
+            name: module for name, module in network.named_modules() if pattern.search(name) and is_linear(module)
+        }
         if not layers:
             raise ValueError(
                 f"None of the layers of this {type(network).__name__} is one that '{config.layers}' adapts: "

@@ -28,5 +28,7 @@ def _levels(denoiser: Denoiser, batch: Batch, number: int) -> list[float]:
     noise = noise_like(batch.latents, NOISE_SEED, "validation", number).to(denoiser.device).expand(shape)
     latents = batch.latents.to(denoiser.device).expand(shape)
     with denoiser.adapted(), torch.no_grad():
-        predicted = denoiser(mix(denoiser.prediction, latents, noise, sigma), sigma, batch.text * len(sigma), batch.size)
+        predicted = denoiser(
+            mix(denoiser.prediction, latents, noise, sigma), sigma, batch.text * len(sigma), batch.size
+        )
     return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma)).tolist()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -61,18 +62,25 @@ class Previews:
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         if missing:
             self.encode_prompts(progress)
-            step = checkpoint.step if checkpoint else 0
-            progress.phase(f"Making the previews of step {step}")
-            model = self._request.model if checkpoint is None else self._with_lora(checkpoint)
-            for number in missing:
-                throw_if_cancelled()
-                picture = self._sample(model, number)
-                write_atomically(paths[number], png_bytes(picture))
+            progress.phase(f"Making the previews of step {checkpoint.step if checkpoint else 0}")
+            with self._model(checkpoint) as model:
+                for number in missing:
+                    throw_if_cancelled()
+                    picture = self._sample(model, number)
+                    write_atomically(paths[number], png_bytes(picture))
         return [Image.open(path).convert("RGB") for path in paths]
 
-    def _with_lora(self, checkpoint: Checkpoint):
+    @contextmanager
+    def _model(self, checkpoint: Checkpoint | None) -> Iterator:
+        """The MODEL with the checkpoint on; afterwards the weights that both share are the base's own again."""
+        if checkpoint is None:
+            yield self._request.model
+            return
         lora = loras.read_lora(Path(checkpoint.path))
-        return loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)[0]
+        try:
+            yield loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)[0]
+        finally:
+            self._denoiser.load()
 
     def _sample(self, model, number: int) -> Image.Image:
         positive, negative = self._conditioning[number], self._conditioning[-1]

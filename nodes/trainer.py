@@ -59,7 +59,10 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="How much the LoRA can hold, and how large its file is. 16 suits one subject. 0 = from the preset.",
+                    tooltip=(
+                        "How much the LoRA can hold, and how large its file is. 16 suits one subject. "
+                        "0 = from the preset."
+                    ),
                 ),
                 io.Int.Input(
                     "save_every",
@@ -72,7 +75,9 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     "preview_prompts",
                     default="",
                     multiline=True,
-                    tooltip="One prompt a line, drawn before training and at every checkpoint. Empty = the first caption.",
+                    tooltip=(
+                        "One prompt a line, drawn before training and at every checkpoint. Empty = the first caption."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -85,7 +90,10 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                 io.Combo.Input(
                     "resume",
                     options=[CONTINUE, START_OVER],
-                    tooltip="continue: go on where the same training stopped, or add steps. start over: train anew beside it.",
+                    tooltip=(
+                        "continue: go on where the same training stopped, or add steps. "
+                        "start over: train anew beside it."
+                    ),
                 ),
                 SETTINGS.Input("settings", optional=True, tooltip="Expert settings from LoRA Training Settings."),
             ],

@@ -67,7 +67,7 @@ class Judge:
     """Draws ten pictures of a kind and counts what they show."""
 
     def __init__(self, family: str, clip, vae, seed: int) -> None:
-        self._family, self._clip, self._vae, self._seed = family, clip, vae, seed
+        self._family, self._clip, self._vae, self._seed = family.split("_")[0], clip, vae, seed
 
     def concept(self, model, subject: str) -> float:
         """The share of pictures of `subject` on known backgrounds that show the concept."""

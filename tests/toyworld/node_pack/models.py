@@ -30,12 +30,13 @@ SDXL = {
 }
 TINY_SDXL = {
     **SDXL,
-    "model_channels": 32,
-    "channel_mult": [1, 2, 2],
-    "num_res_blocks": [1, 1, 1],
-    "transformer_depth": [0, 1, 1],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    # Group norms have 32 groups. With one channel a group they would take all scale and colour out of the picture.
+    "model_channels": 64,
+    "channel_mult": [1, 1],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 2],
+    "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 2, 2],
     "context_dim": 2 * text.WIDTH,
     "adm_in_channels": text.WIDTH + 6 * 256,
 }

@@ -41,7 +41,7 @@ def run_case(case: Case, rounds: int, with_trainlora: bool = True) -> dict[str, 
     """Time and memory of all three, taken in turn; seconds are medians, ratios are medians of ratios by round."""
     model = loaded_model(case)
     size_of_model = sum(tensor.nbytes for tensor in model.model.diffusion_model.parameters())
-    ours, floor = our_step(model, case), floor_step(model, case)
+    ours, floor = OurStep(model, case), FloorStep(model, case)
     times: dict[str, list[float]] = {"ours": [], "floor": [], "trainlora": []}
     for _ in range(WARM_UP_STEPS):
         ours(), floor()
@@ -105,7 +105,7 @@ def text_of(model, case: Case, number: int) -> dict[str, torch.Tensor]:
     }
 
 
-class our_step:
+class OurStep:
     """One step of `train()`, as the Trainer runs it, without reading pictures from disk."""
 
     def __init__(self, model, case: Case) -> None:
@@ -129,8 +129,8 @@ class our_step:
         batch = Batch(latents, text, (case.pixels, case.pixels), ("random",) * case.batch)
         self._steps = train(denoiser, _Always(batch), adapters, TrainConfig(steps=1_000_000))
 
-    def __call__(self) -> None:
-        next(self._steps)
+    def __call__(self) -> float:
+        return next(self._steps).loss
 
 
 class _Always:
@@ -141,7 +141,7 @@ class _Always:
         return self._batch
 
 
-class floor_step:
+class FloorStep:
     """Forward and backward with respect to the input of the bare network, nothing adapted, nothing of ours attached.
 
     FLUX cannot run backward at all without copies of what it normalises, so the floor has those too.

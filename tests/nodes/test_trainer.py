@@ -154,24 +154,25 @@ def test_promise_3_a_damaged_file_is_named_in_one_sentence(trainer):
 def test_promise_4_cancelled_and_queued_again_gives_the_file_of_a_run_that_was_never_stopped(
     kind, trainer, another, settings, forward
 ):
-    cancelled(trainer, forward, steps=6, settings=settings)
+    whole = {"steps": 6, "settings": settings, "save_every": 100}
+    cancelled(trainer, forward, **whole)
     stopped_at = json.loads((trainer.runs / "star" / "record.json").read_text())["step"]
     assert stopped_at == 3
-    outputs = trainer.queue(steps=6, settings=settings)
+    outputs = trainer.queue(**whole)
     assert "Trained 3 steps, up to step 6." in outputs["report"]
     resumed = queueing.sha256(trainer.lora(6)), queueing.sha256(trainer.state())
     straight = another()
-    straight.queue(steps=6, settings=settings)
+    straight.queue(**whole)
     assert resumed == (queueing.sha256(straight.lora(6)), queueing.sha256(straight.state()))
 
 
 @every_kind
 def test_promise_4_three_steps_and_three_more_are_six(trainer, another):
-    trainer.queue(steps=3)
-    trainer.queue(steps=6)
+    trainer.queue(steps=3, save_every=100)
+    trainer.queue(steps=6, save_every=100)
     extended = queueing.sha256(trainer.lora(6)), queueing.sha256(trainer.state())
     straight = another()
-    straight.queue(steps=6)
+    straight.queue(steps=6, save_every=100)
     assert extended == (queueing.sha256(straight.lora(6)), queueing.sha256(straight.state()))
 
 
@@ -288,7 +289,7 @@ def one_picture_more(trainer):
     ids=["caption", "picture", "rank", "learning rate", "seed", "layers"],
 )
 def test_promise_6_another_training_gets_a_folder_of_its_own_and_touches_nothing(kind, trainer, change):
-    trainer.queue()
+    trainer.queue(steps=2)
     before = trainer.files()
     outputs = trainer.queue(**change(trainer), steps=2)
     assert outputs["lora_name"] == "star_v2/star_v2_000002.safetensors"

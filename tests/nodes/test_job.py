@@ -1,0 +1,267 @@
+"""What cannot be trained is refused in one sentence, before any picture or caption is encoded."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+
+import comfy.model_base
+import comfy.supported_models
+import pytest
+import queueing
+import torch
+from PIL import Image
+
+from lora_workbench.training.presets import ExpertSettings
+from toyworld.node_pack import models
+
+pytestmark = pytest.mark.comfy
+on_both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
+on_sdxl = pytest.mark.parametrize("kind", ["sdxl"])
+
+
+@pytest.fixture
+def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
+    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
+
+
+def refusal(trainer, **changes) -> str:
+    """The sentence with which the Trainer refuses, after making sure that nothing was encoded or written."""
+    with pytest.raises((ValueError, OSError)) as error:
+        trainer.queue(**changes)
+    sentence = str(error.value)
+    assert sentence.endswith(".") and "\n" not in sentence and "Traceback" not in sentence
+    assert trainer.asked.pictures == [] and set(trainer.asked.texts) <= {""}
+    assert not list(trainer.output.rglob("*.safetensors")) and not list(trainer.loras.rglob("*.safetensors"))
+    return sentence
+
+
+# Values
+
+
+@on_both_families
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": -3}, "steps is -3, but must be between 1 and 1000000."),
+        ({"steps": 2_000_000}, "steps is 2000000, "),
+        ({"rank": -1}, "rank is -1, but must be between 1 and 1024."),
+        ({"rank": 5000}, "rank is 5000, "),
+        ({"learning_rate": 11.0}, "learning_rate is 11.0, but must be between 1e-08 and 10.0."),
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001, "),
+        ({"save_every": -1}, "save_every is -1, "),
+        ({"preset": "animal"}, "preset is 'animal', but must be one of 'character', 'object', "),
+        ({"settings": ExpertSettings(batch_size=0)}, "batch_size is 0, "),
+        ({"settings": ExpertSettings(layers="all")}, "layers is 'all', but must be one of "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_out_of_range_is_named_with_its_range(trainer, change, words):
+    assert refusal(trainer, **change).startswith(words)
+
+
+@on_sdxl
+@pytest.mark.parametrize("name", ["", "  ", "..", "con", "NUL.txt", "///"])
+def test_a_name_that_cannot_be_a_file_is_refused(trainer, name):
+    assert refusal(trainer, name=name).startswith(f"name '{name}' cannot be a file name: use letters and digits")
+
+
+@on_sdxl
+@pytest.mark.parametrize("name", ["../x", "C:\\x", "/tmp/x", "a/../../x", "..\\..\\x", "~/x", "x\0y"])
+def test_a_name_that_is_a_path_stays_inside_its_folders(trainer, tmp_path, name):
+    outputs = trainer.queue(name=name, steps=1)
+    folder = outputs["lora_name"].replace("\\", "/").split("/")
+    assert len(folder) == 2 and not set(folder[0]) & set('/\\:*?"<>|\0') and not folder[0].startswith(".")
+    assert [path.parent.parent for path in trainer.loras.rglob("*.safetensors")] == [trainer.loras]
+    assert {path.name for path in trainer.runs.iterdir()} == {folder[0]}
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "output", "loras"}
+
+
+# Pictures
+
+
+@on_sdxl
+def test_a_folder_without_pictures_is_named(trainer, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    trainer.folder = tmp_path / "nothing"
+    assert "nothing has no pictures: put files such as .png" in refusal(trainer)
+
+
+@on_sdxl
+def test_a_dataset_without_pictures_to_train_on_is_named(trainer):
+    empty = replace(trainer.dataset(), examples=())
+    assert refusal(trainer, dataset=empty) == (
+        f"The dataset '{trainer.folder}' has no picture to train on: add some, or hold out fewer."
+    )
+
+
+def cut_in_half(path):
+    Image.effect_noise((128, 128), 90).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@on_both_families
+def test_a_picture_that_breaks_after_the_folder_was_read_is_named_before_any_other_is_encoded(trainer):
+    dataset = trainer.dataset()
+    cut_in_half(trainer.folder / "3.png")
+    assert "3.png cannot be read as a picture" in refusal(trainer, dataset=dataset)
+
+
+@on_sdxl
+def test_a_picture_that_cannot_be_read_is_noted_and_the_others_are_trained_on(trainer):
+    cut_in_half(trainer.folder / "3.png")
+    assert any("3.png cannot be read as a picture" in note for note in trainer.dataset().notes)
+    assert "Pictures: 3 trained, 0 held out." in trainer.queue(steps=1)["report"]
+
+
+@on_sdxl
+def test_a_folder_in_which_no_picture_can_be_read_is_named(trainer):
+    for path in trainer.folder.glob("*.png"):
+        cut_in_half(path)
+    sentence = refusal(trainer)
+    assert sentence.startswith("None of the pictures in ") and ".png cannot be read as a picture" in sentence
+
+
+@on_sdxl
+def test_a_picture_that_was_deleted_since_the_folder_was_read_is_named(trainer):
+    dataset = trainer.dataset()
+    (trainer.folder / "2.png").unlink()
+    sentence = refusal(trainer, dataset=dataset)
+    assert "2.png cannot be read" in sentence and "load the dataset again" in sentence
+
+
+# The disk
+
+
+@on_sdxl
+@pytest.mark.parametrize("which", ["loras", "output"])
+def test_a_folder_that_cannot_be_written_is_named(trainer, which):
+    """A file in its place cannot be written as a folder by anyone, not even by root."""
+    place = getattr(trainer, which)
+    place.write_text("")
+    with pytest.raises(OSError, match="cannot be written .*: allow writing to it") as error:
+        trainer.queue()
+    assert str(place) in str(error.value) and trainer.asked.pictures == []
+
+
+@on_both_families
+def test_a_disk_that_is_too_small_is_named_with_what_is_missing(trainer, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2**40, 2**40 - 2**20, 2**20))
+    sentence = refusal(trainer, save_every=1, steps=5000)
+    assert sentence.startswith(f"The disk of '{trainer.loras}' has 1 MB free, but this training writes about ")
+    assert sentence.endswith("free some space, or raise save_every.")
+
+
+@on_sdxl
+def test_with_nothing_left_to_train_a_full_disk_is_no_hindrance(trainer, monkeypatch):
+    trainer.queue(steps=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: pytest.fail("nothing is written"))
+    assert "Nothing to train" in trainer.queue(steps=1)["report"]
+
+
+# Models
+
+
+def another_model(name: str):
+    """A tiny MODEL of a family, or a variant, that cannot be trained."""
+    tiny, kinds = dict(models.TINY_SDXL), comfy.model_base.ModelType
+    sd1 = {key: value for key, value in tiny.items() if key not in ("num_classes", "adm_in_channels")}
+    config, kind = {
+        "SD1": (comfy.supported_models.SD15({**sd1, "context_dim": 768}), comfy.model_base.BaseModel),
+        "refiner": (comfy.supported_models.SDXLRefiner(tiny), comfy.model_base.SDXLRefiner),
+        "SDXL with a wider pooled text": (
+            comfy.supported_models.SDXL({**tiny, "adm_in_channels": 96 + 6 * 256}),
+            comfy.model_base.SDXL,
+        ),
+        "inpainting SDXL": (comfy.supported_models.SDXL({**tiny, "in_channels": 9}), comfy.model_base.SDXL),
+        "FLUX Fill": (comfy.supported_models.Flux({**models.TINY_FLUX, "in_channels": 96}), comfy.model_base.Flux),
+    }[name]
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode():
+        base = kind(config, device="cpu") if name == "FLUX Fill" else kind(config, model_type=kinds.EPS, device="cpu")
+    cpu = torch.device("cpu")
+    return models.PATCHER(base, load_device=cpu, offload_device=cpu)
+
+
+@on_sdxl
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SD1", "This MODEL is a BaseModel, which cannot be trained yet: load an SDXL or FLUX.1 model."),
+        ("refiner", "This MODEL is a SDXLRefiner, which cannot be trained yet: load an SDXL or FLUX.1 model."),
+        ("inpainting SDXL", "This SDXL MODEL is an inpainting or control variant, "),
+        ("FLUX Fill", "This FLUX.1 MODEL is an inpainting or control variant, "),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_named(trainer, name, words):
+    assert refusal(trainer, model=another_model(name)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "words"),
+    [
+        ("sdxl", "flux", "The CLIP gives text 64 wide, but this SDXL model takes 128: wire the CLIP that belongs to"),
+        ("flux", "sdxl", "The CLIP gives text 128 wide, but this FLUX.1 model takes 64: wire the CLIP that belongs to"),
+    ],
+)
+def test_a_clip_of_another_family_is_refused(trainer, other, words):
+    _, clip, _ = queueing.shared_models(other)
+    counted, _, asked = queueing.counted(clip, trainer.vae)
+    assert refusal(trainer, clip=counted).startswith(words)
+    assert asked.texts == [""]
+
+
+@on_sdxl
+def test_a_clip_whose_pooled_text_has_another_width_is_refused(trainer):
+    sentence = refusal(trainer, model=another_model("SDXL with a wider pooled text"))
+    assert sentence.startswith("The CLIP gives a pooled text 64 wide, but this SDXL model takes 96: wire the CLIP")
+
+
+@on_both_families
+def test_a_vae_of_another_family_is_refused(kind, trainer):
+    _, _, vae = queueing.shared_models({"sdxl": "flux", "flux": "sdxl"}[kind])
+    words = {"sdxl": "16 channels, but this SDXL model takes 4", "flux": "4 channels, but this FLUX.1 model takes 16"}
+    sentence = refusal(trainer, vae=vae)
+    assert words[kind] in sentence and sentence.endswith("wire the VAE that belongs to the model.")
+
+
+# Runs
+
+
+@on_sdxl
+def test_fewer_steps_than_the_first_checkpoint_is_explained(trainer):
+    trainer.queue(steps=4, save_every=4)
+    with pytest.raises(ValueError) as error:
+        trainer.queue(steps=3, save_every=4)
+    assert str(error.value) == (
+        "The first checkpoint of the run 'star' is at step 4, so there is none within 3 steps: "
+        "ask for more steps, or set resume to 'start over'."
+    )
+
+
+@on_sdxl
+def test_files_that_were_deleted_are_missed_in_one_sentence(trainer):
+    trainer.queue(steps=1)
+    trainer.lora(1).unlink()
+    with pytest.raises(
+        ValueError, match=r"^The files of the run 'star' are gone from .*: set resume to 'start over'\.$"
+    ):
+        trainer.queue(steps=1)
+    assert trainer.queue(steps=1, resume="start over")["lora_name"] == "star_v2/star_v2_000001.safetensors"
+
+
+@on_sdxl
+def test_checkpoints_are_made_every_so_many_steps_and_at_the_end(trainer):
+    outputs = trainer.queue(steps=5, save_every=2)
+    assert [entry.step for entry in outputs["checkpoints"].entries] == [2, 4, 5]
+
+
+@on_both_families
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_the_file_has_the_precision_that_was_asked_for(trainer, precision, dtype):
+    from lora_workbench.nodes.host import loras
+
+    trainer.queue(steps=1, settings=ExpertSettings(save_precision=precision))
+    assert {tensor.dtype for tensor in loras.read_lora(trainer.lora(1)).values()} == {dtype}

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +169,36 @@ def test_promise_5_cancel_keeps_the_work_and_promise_4_going_on_gives_the_uninte
     loop.forget()
     assert loop.queue(longer).status == "success"
     assert_same_lora(loop.loras()[-1].read_bytes(), interrupted)
+
+
+def test_promise_5_finish_now_lets_the_graph_go_on_and_queueing_again_continues(loop):
+    saved = loop.saved(steps=400, save_every=400)
+    (trainer,) = [str(node["id"]) for node in saved["nodes"] if node["type"] == TRAINER]
+    asked = []
+
+    def finish_in_training(name: str, data: dict) -> None:
+        step = re.match(r"Training: step (\d+)", data["text"]) if name == "progress_text" else None
+        if step and int(step[1]) >= 5 and not asked:
+            asked.append(int(step[1]))
+            loop.server.post("/lora_workbench/finish", {"node_id": trainer})
+
+    run = loop.queue(saved, finish_in_training)
+    assert run.status == "success" and asked, run.error
+    assert "Finished early: 400 steps were planned" in loop.text(run, saved, "How training went")
+    assert (loop.image(run, saved, "With the LoRA") != loop.image(run, saved, "Without the LoRA")).any()
+    (kept,) = loop.loras()
+    stopped_at = int(kept.stem.rsplit("_", 1)[1])
+    assert asked[0] <= stopped_at < 400
+    longer = loop.saved(steps=stopped_at + 2, save_every=400)
+    report = loop.text(loop.queue(longer), longer, "How training went")
+    assert f"Trained 2 steps, up to step {stopped_at + 2}" in report
+
+
+def test_a_request_to_finish_that_names_no_node_is_refused(server):
+    for body in ({}, {"node_id": 7}, {"node_id": ""}, {"node_id": "x" * 101}, []):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.post("/lora_workbench/finish", body)
+        assert refused.value.code == 400 and "node_id must be" in refused.value.read().decode()
 
 
 def assert_same_lora(one: bytes, other: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -24,6 +25,7 @@ class LoraWorkbenchStackApply(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        names = folders.lora_names()
         return io.Schema(
             node_id="LoraWorkbenchStackApply",
             display_name="LoRA Stack Apply",
@@ -35,7 +37,7 @@ class LoraWorkbenchStackApply(io.ComfyNode):
                 STACK.Input(
                     "lora_stack", optional=True, tooltip="A stack from any node. It is applied before the rows."
                 ),
-                *[widget for number in range(1, ROWS + 1) for widget in row_inputs(number)],
+                *[widget for number in range(1, ROWS + 1) for widget in row_inputs(number, names)],
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with all LoRAs on."),
@@ -52,7 +54,7 @@ class LoraWorkbenchStackApply(io.ComfyNode):
     ) -> bool | str:
         """A row whose file is gone is an error before anything runs; one that is off may name what it likes."""
         for name, on in ((lora_1, on_1), (lora_2, on_2), (lora_3, on_3), (lora_4, on_4)):
-            if on and name not in (NONE, None):
+            if on and not is_none(name):
                 try:
                     folders.lora_path(name)
                 except ValueError as error:
@@ -61,30 +63,36 @@ class LoraWorkbenchStackApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip=None, lora_stack=None, **rows) -> io.NodeOutput:
-        # A stack is a list others may still hold: it is read and never changed.
-        stack: list[Row] = [*(lora_stack or ()), *active_rows(rows)]
-        triggers, lines, files = [], [], {}
+        # A stack is a list that others may still hold: it is read and never changed.
+        stack = [*stacked(lora_stack or ()), *active_rows(rows)]
+        paths = {name: folders.lora_path(name) for name, *_ in stack}
+        files: dict[Path, tuple[dict, dict[str, str]]] = {}
+        triggers, lines = [], []
         for name, strength_model, strength_clip in stack:
-            path = folders.lora_path(name)
+            if not (strength_model or (strength_clip and clip is not None)):
+                lines.append(f"{name}: left out, its strength is 0")
+                continue
+            path = paths[name]
             if path not in files:
-                files[path] = loras.read_lora(path)
-            described = check_family(path, files[path], model)
+                files[path] = loras.read_lora(path), loras.read_metadata(path)
+                check_family(path, *files[path], loras.model_family(model))
+            lora, described = files[path]
             before = loras.patched_layers(model, clip)
-            model, clip = loras.apply(model, clip, files[path], strength_model, strength_clip)
+            model, clip = loras.apply(model, clip, lora, strength_model, strength_clip, described)
             layers = loras.patched_layers(model, clip) - before
-            lines.append(f"{name}: model {strength_model:g}, clip {strength_clip:g}, {layers} layers")
+            lines.append(line_about(name, strength_model, None if clip is None else strength_clip, layers))
             triggers += [word for word in trigger_words(described) if word not in triggers]
         return io.NodeOutput(model, clip, stack, ", ".join(triggers), "\n".join(lines) or "No LoRA is on.")
 
 
-def row_inputs(number: int) -> list:
+def row_inputs(number: int, names: list[str]) -> list:
     """The four widgets of a row."""
     hidden = number > FIRST_ROWS
-    strength = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "advanced": hidden}
+    strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.05, "advanced": hidden}
     return [
         io.Combo.Input(
             f"lora_{number}",
-            options=[NONE, *folders.lora_names()],
+            options=[NONE, *names],
             tooltip=f"LoRA {number}, from the loras folder.",
             advanced=hidden,
         ),
@@ -96,25 +104,46 @@ def row_inputs(number: int) -> list:
     ]
 
 
+def is_none(name: str | None) -> bool:
+    """Whether a row or an entry of a stack names no LoRA; other packs write "None"."""
+    return not name or name.lower() == NONE
+
+
+def stacked(entries: Iterable) -> list[Row]:
+    """The entries of a stack that name a LoRA; ValueError for one that is no (name, strength, strength)."""
+    try:
+        rows = [(name, float(strength_model), float(strength_clip)) for name, strength_model, strength_clip in entries]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "lora_stack holds something else than (name, strength_model, strength_clip): connect a LORA_STACK output."
+        ) from error
+    return [row for row in rows if not is_none(row[0])]
+
+
 def active_rows(rows: dict) -> list[Row]:
     """The rows that name a LoRA and are on, in order."""
     return [
         (rows[f"lora_{number}"], rows[f"strength_model_{number}"], rows[f"strength_clip_{number}"])
         for number in range(1, ROWS + 1)
-        if rows.get(f"lora_{number}", NONE) != NONE and rows.get(f"on_{number}", True)
+        if not is_none(rows.get(f"lora_{number}")) and rows.get(f"on_{number}", True)
     ]
 
 
-def check_family(path: Path, lora: dict, model) -> dict[str, str]:
-    """The file's metadata; ValueError naming both families when it was made for another one than the model's."""
-    described = loras.read_metadata(path)
-    made_for, given = family_of(described) or family_of(lora.keys()), loras.model_family(model)
+def check_family(path: Path, lora: dict, described: dict[str, str], given: str) -> None:
+    """ValueError naming both families when the file was made for another family than the model's."""
+    made_for = family_of(described) or family_of(lora)
     if mismatch(made_for, given):
         raise ValueError(
             f"The LoRA '{path.name}' is for {title(made_for)}, but the model is {title(given)}: choose a LoRA for "
             f"{title(given)}, or load a {title(made_for)} model."
         )
-    return described
+
+
+def line_about(name: str, strength_model: float, strength_clip: float | None, layers: int) -> str:
+    """What was done with one LoRA; no `strength_clip` where there is no CLIP."""
+    strengths = f"model {strength_model:g}" + ("" if strength_clip is None else f", clip {strength_clip:g}")
+    reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
+    return f"{name}: {strengths}, {reached}"
 
 
 def trigger_words(described: dict[str, str]) -> list[str]:
@@ -125,6 +154,6 @@ def trigger_words(described: dict[str, str]) -> list[str]:
     try:
         folders_of_tags = json.loads(described.get("ss_tag_frequency", "{}"))
         counts = [item for tags in folders_of_tags.values() for item in tags.items()]
-    except (ValueError, AttributeError):
+        return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []
+    except (ValueError, AttributeError, TypeError):
         return []
-    return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []

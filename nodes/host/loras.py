@@ -1,5 +1,6 @@
 """Reads LoRA files and puts them onto a MODEL and a CLIP, exactly as ComfyUI's own loader does."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 FAMILIES = {"SDXL": "sdxl", "SDXL_instructpix2pix": "sdxl", "SD3": "sd3", "Flux": "flux", "SD15_instructpix2pix": "sd1"}
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
+TAKES_METADATA = "lora_metadata" in inspect.signature(comfy.sd.load_lora_for_models).parameters
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
@@ -36,7 +38,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         ) from error
 
 
-def apply(model, clip, lora: Mapping[str, Tensor], strength_model: float, strength_clip: float):
+def apply(
+    model,
+    clip,
+    lora: Mapping[str, Tensor],
+    strength_model: float,
+    strength_clip: float,
+    metadata: Mapping[str, str] | None = None,
+):
     """The MODEL and the CLIP with the LoRA on, as Load LoRA gives them; what was passed in stays as it was.
 
     ``clip`` may be None. With both strengths zero nothing is done, as in Load LoRA.
@@ -45,7 +54,9 @@ def apply(model, clip, lora: Mapping[str, Tensor], strength_model: float, streng
         strength_clip = 0.0
     if strength_model == 0 and strength_clip == 0:
         return model, clip
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip)
+    # ComfyUI versions that hand the file's metadata on with the model take one argument more.
+    told = {"lora_metadata": dict(metadata)} if metadata and TAKES_METADATA else {}
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip, **told)
 
 
 def patched_layers(model, clip) -> int:

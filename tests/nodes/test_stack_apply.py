@@ -1,0 +1,303 @@
+"""LoRA Stack Apply: a stack is a chain of Load LoRA nodes (promise 11), and what it says when that cannot be."""
+
+import copy
+import json
+
+import comfy.model_management as mm
+import folder_paths
+import hosttoys
+import pytest
+import queueing
+import torch
+from comfy_server import GraphRefused
+from safetensors.torch import save_file
+
+import nodes
+from lora_workbench.nodes.host import loras
+from lora_workbench.nodes.stack_apply import LoraWorkbenchStackApply
+from lora_workbench.training import lora_file
+from lora_workbench.training.config import LoraConfig
+
+pytestmark = pytest.mark.comfy
+KINDS = ("sdxl", "flux")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+NAMES = ("one.safetensors", "people/two.safetensors", "people/close/three.safetensors", "four.safetensors")
+STRENGTHS = ((1.0, 1.0), (0.7, 0.35), (-0.4, 1.3), (1.15, 0.0))
+VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1"}
+CONFIG = LoraConfig(rank=3, alpha=1.5)
+TEXT_ENCODERS = ("lora_te1_", "lora_te2_")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, comfyui):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    return tmp_path
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The LoRA files that were read, by name."""
+    read, real = [], loras.read_lora
+    monkeypatch.setattr(loras, "read_lora", lambda path: read.append(path.name) or real(path))
+    return read
+
+
+def write(folder, name, kind, seed=0, metadata=None):
+    """A LoRA for every layer of the model and one of its text encoder."""
+    adapters = hosttoys.attach(hosttoys.loaded(queueing.shared_models(kind)[0]), active=False)
+    random = torch.Generator().manual_seed(seed)
+    tensors = lora_file.kohya_keys(adapters.state(), CONFIG, torch.float32)
+    text = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    tensors |= {f"{text}.lora_down.weight": torch.empty(3, 64), f"{text}.lora_up.weight": torch.empty(128, 3)}
+    for key, tensor in tensors.items():
+        if not key.endswith(".alpha"):
+            tensors[key] = 0.1 * torch.randn(tensor.shape, generator=random)
+    tensors[f"{text}.alpha"] = torch.tensor(1.5)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    described = {"ss_base_model_version": VERSIONS[kind]} if metadata is None else metadata
+    save_file(tensors, folder / name, described)
+
+
+def write_all(folder, kind):
+    for seed, name in enumerate(NAMES):
+        write(folder, name, kind, seed)
+
+
+def apply(model, clip=None, lora_stack=None, *rows, **changes):
+    """The node's outputs; each row is (name, strength_model, strength_clip) or that and whether it is on."""
+    inputs = {}
+    for number in range(1, 5):
+        row = rows[number - 1] if number <= len(rows) else ("none", 1.0, 1.0)
+        for name, value in zip(("lora", "strength_model", "strength_clip", "on"), (*row, True), strict=False):
+            inputs[f"{name}_{number}"] = value
+    return queueing.run(LoraWorkbenchStackApply, model=model, clip=clip, lora_stack=lora_stack, **inputs | changes)
+
+
+def chained(model, clip, rows):
+    """The same by ComfyUI's own nodes."""
+    with torch.inference_mode():
+        for row in rows:
+            model, clip = nodes.LoraLoader().load_lora(model, clip, *row)
+    return model, clip
+
+
+def weights(patcher):
+    """All weights as they are once ComfyUI has loaded the model with its patches."""
+    with torch.inference_mode():
+        mm.load_models_gpu([patcher], force_patch_weights=True)
+        return hosttoys.digest(patcher.model.state_dict())
+
+
+def picture(kind, model, clip):
+    vae = queueing.shared_models(kind)[2]
+    with torch.inference_mode():
+        (positive,), (negative,) = (nodes.CLIPTextEncode().encode(clip, text) for text in ("a red circle", ""))
+        (latent,) = nodes.EmptyLatentImage().generate(64, 64)
+        (samples,) = nodes.KSampler().sample(model, 3, 4, 3.0, "euler", "simple", positive, negative, latent)
+        return nodes.VAEDecode().decode(vae, samples)[0]
+
+
+# 11. A stack equals chained LoraLoaders
+
+
+@every_kind
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_promise_11_a_stack_equals_chained_load_lora_nodes(kind, count, folder):
+    write_all(folder, kind)
+    rows = [(name, *strengths) for name, strengths in zip(NAMES, STRENGTHS, strict=True)][:count]
+    model, clip, _ = queueing.shared_models(kind)
+    bare = picture(kind, model, clip)
+    incoming, own = rows[: count // 2], rows[count // 2 :]
+    stack = [(name.replace("/", separator), *rest) for (name, *rest), separator in zip(incoming, "/\\", strict=False)]
+    ours, theirs = apply(model, clip, stack, *own), chained(model, clip, rows)
+    assert weights(ours["model"]) == weights(theirs[0]) != weights(model)
+    assert weights(ours["clip"].patcher) == weights(theirs[1].patcher) != weights(clip.patcher)
+    assert ours["model"].get_attachment("lora_metadata") == theirs[0].get_attachment("lora_metadata")
+    drawn = picture(kind, ours["model"], ours["clip"])
+    assert torch.equal(drawn, picture(kind, *theirs))
+    assert not torch.equal(drawn, bare)
+    assert torch.equal(picture(kind, model, clip), bare)
+
+
+@every_kind
+def test_without_a_clip_it_equals_the_loader_for_models_only(kind, folder):
+    write_all(folder, kind)
+    model = queueing.shared_models(kind)[0]
+    result = apply(model, None, None, (NAMES[0], 0.8, 0.5), (NAMES[1], 0.0, 1.0))
+    with torch.inference_mode():
+        (expected,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, NAMES[0], 0.8)
+    assert weights(result["model"]) == weights(expected) != weights(model)
+    assert result["clip"] is None
+    assert "clip" not in result["report"]
+
+
+@every_kind
+def test_strength_0_leaves_that_side_as_it_was(kind, folder):
+    write_all(folder, kind)
+    model, clip, _ = queueing.shared_models(kind)
+    for strengths in ((1.0, 0.0), (0.0, 1.0)):
+        result, expected = (
+            apply(model, clip, None, (NAMES[0], *strengths)),
+            chained(model, clip, [(NAMES[0], *strengths)]),
+        )
+        assert weights(result["model"]) == weights(expected[0])
+        assert weights(result["clip"].patcher) == weights(expected[1].patcher)
+    nothing = apply(model, clip, None, (NAMES[0], 0.0, 0.0))
+    assert nothing["model"] is model and nothing["clip"] is clip
+    assert nothing["report"] == "one.safetensors: left out, its strength is 0"
+    assert nothing["lora_stack"] == [(NAMES[0], 0.0, 0.0)]
+
+
+# Stacks
+
+
+def test_the_incoming_stack_is_never_changed_and_comes_first(folder):
+    write_all(folder, "sdxl")
+    model, clip, _ = queueing.shared_models("sdxl")
+    stack = [(NAMES[1], 0.5, 0.25)]
+    before = copy.deepcopy(stack)
+    result = apply(model, clip, stack, (NAMES[0], 1.0, 0.5))
+    assert stack == before and result["lora_stack"] is not stack
+    assert result["lora_stack"] == [(NAMES[1], 0.5, 0.25), (NAMES[0], 1.0, 0.5)]
+    again = apply(model, clip, result["lora_stack"])
+    assert weights(again["model"]) == weights(result["model"])
+
+
+def test_each_file_is_read_once(folder, reads):
+    write_all(folder, "sdxl")
+    model, clip, _ = queueing.shared_models("sdxl")
+    rows = [(NAMES[1], 0.5, 0.5), (NAMES[1].replace("/", "\\"), 0.25, 0.25), (NAMES[0], 1.0, 1.0)]
+    result = apply(model, clip, rows, (NAMES[1], 0.1, 0.1))
+    assert reads == ["two.safetensors", "one.safetensors"]
+    assert weights(result["model"]) == weights(
+        chained(model, clip, [*rows[:1], (NAMES[1], 0.25, 0.25), *rows[2:], (NAMES[1], 0.1, 0.1)])[0]
+    )
+
+
+def test_rows_that_are_off_or_empty_do_nothing(folder, reads):
+    write_all(folder, "sdxl")
+    model, clip, _ = queueing.shared_models("sdxl")
+    result = apply(
+        model, clip, None, (NAMES[0], 1.0, 1.0, False), ("none", 1.0, 1.0), ("gone.safetensors", 1.0, 1.0, False)
+    )
+    assert result["model"] is model and result["clip"] is clip
+    assert (result["lora_stack"], result["trigger_words"], result["report"]) == ([], "", "No LoRA is on.")
+    assert reads == []
+
+
+def test_entries_without_a_lora_are_passed_over_as_other_packs_do(folder):
+    write_all(folder, "sdxl")
+    model, clip, _ = queueing.shared_models("sdxl")
+    result = apply(model, clip, [("None", 1.0, 1.0), ["", 1, 1], [NAMES[0], 1, 1]])
+    assert result["lora_stack"] == [(NAMES[0], 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("stack", [[("one.safetensors", 1.0)], ["one.safetensors"], [("one.safetensors", "a", 1.0)], 7])
+def test_something_that_is_no_stack_is_refused(stack, folder):
+    with pytest.raises(ValueError, match="lora_stack holds something else than .* connect a LORA_STACK output"):
+        apply(queueing.shared_models("sdxl")[0], None, stack)
+
+
+# Files that are missing, or for another model
+
+
+def test_a_missing_file_is_named_before_anything_runs(folder):
+    (folder / NAMES[0]).touch()
+    check = LoraWorkbenchStackApply.validate_inputs
+    assert check(lora_1=NAMES[0], lora_2="none") is True
+    assert "'gone.safetensors' is not in the loras folder" in check(lora_1=NAMES[0], lora_3="gone.safetensors")
+    assert check(lora_3="gone.safetensors", on_3=False) is True
+    assert check(lora_1=None) is True
+    assert "is not the name of a LoRA file" in check(lora_4="../models/secret.safetensors")
+
+
+def test_comfyui_refuses_to_queue_a_missing_file(server):
+    rows = {
+        f"{name}_{n}": value for n in range(1, 5) for name, value in (("strength_model", 1.0), ("strength_clip", 1.0))
+    }
+    rows |= {f"lora_{number}": "none" for number in range(2, 5)} | {f"on_{number}": True for number in range(1, 5)}
+    graph = {
+        "base": {"class_type": "ToyWorldSDXL", "inputs": {}},
+        "stack": {
+            "class_type": "LoraWorkbenchStackApply",
+            "inputs": {"model": ["base", 0], "lora_1": "gone.safetensors", **rows},
+        },
+        "shown": {"class_type": "PreviewAny", "inputs": {"source": ["stack", 4]}},
+    }
+    with pytest.raises(GraphRefused, match="The LoRA 'gone.safetensors' is not in the loras folder. Put the file back"):
+        server.submit(graph)
+
+
+def test_a_stack_with_a_missing_file_is_refused_before_any_file_is_read(folder, reads):
+    write_all(folder, "sdxl")
+    with pytest.raises(ValueError, match="The LoRA 'gone.safetensors' is not in the loras folder"):
+        apply(queueing.shared_models("sdxl")[0], None, [(NAMES[0], 1.0, 1.0), ("gone.safetensors", 1.0, 1.0)])
+    assert reads == []
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "..\\outside.safetensors", "/outside.safetensors"])
+def test_a_stack_cannot_leave_the_loras_folder(name, folder):
+    write(folder.parent, "outside.safetensors", "sdxl")
+    with pytest.raises(ValueError, match="is not the name of a LoRA file"):
+        apply(queueing.shared_models("sdxl")[0], None, [(name, 1.0, 1.0)])
+
+
+@pytest.mark.parametrize(
+    "made_for, given, said",
+    [
+        ("flux", "sdxl", "The LoRA 'one.safetensors' is for FLUX, but the model is SDXL: choose a LoRA for SDXL, or"),
+        ("sdxl", "flux", "The LoRA 'one.safetensors' is for SDXL, but the model is FLUX: choose a LoRA for FLUX, or"),
+    ],
+)
+@pytest.mark.parametrize("described", [True, False], ids=["by its metadata", "by its layers"])
+def test_a_lora_of_another_family_is_refused(made_for, given, said, described, folder):
+    write(folder, NAMES[0], made_for, metadata=None if described else {})
+    if made_for == "sdxl" and not described:
+        tensors = loras.read_lora(folder / NAMES[0])
+        save_file({key.replace(*TEXT_ENCODERS): tensor.clone() for key, tensor in tensors.items()}, folder / NAMES[0])
+    with pytest.raises(ValueError, match=said):
+        apply(queueing.shared_models(given)[0], None, None, (NAMES[0], 1.0, 1.0))
+
+
+def test_a_file_that_is_damaged_is_named(folder):
+    (folder / NAMES[0]).write_bytes(b"not a LoRA at all")
+    with pytest.raises(ValueError, match="The LoRA file 'one.safetensors' cannot be read"):
+        apply(queueing.shared_models("sdxl")[0], None, None, (NAMES[0], 1.0, 1.0))
+
+
+# What it tells
+
+
+def test_the_report_counts_layers_and_says_when_nothing_fits(folder):
+    write(folder, NAMES[0], "sdxl")
+    save_file({"lora_unet_nowhere.lora_down.weight": torch.zeros(1, 1)}, folder / NAMES[3])
+    model, clip, _ = queueing.shared_models("sdxl")
+    report = apply(model, clip, None, (NAMES[0], 0.75, 0.5), (NAMES[3], 1.0, 1.0))["report"].splitlines()
+    layers = sum(key.endswith(".alpha") for key in loras.read_lora(folder / NAMES[0]))
+    assert report == [
+        f"one.safetensors: model 0.75, clip 0.5, {layers} layers",
+        "four.safetensors: model 1, clip 1, NO layer of this model fits it",
+    ]
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"modelspec.trigger_phrase": "zork"}, "zork"),
+        ({"ss_tag_frequency": json.dumps({"10_zork": {"zork": 12, "star": 3}})}, "zork"),
+        ({"ss_tag_frequency": "{broken"}, ""),
+        ({"ss_tag_frequency": json.dumps({"10_zork": {"zork": None, "star": 3}})}, ""),
+        ({"ss_tag_frequency": "[]"}, ""),
+        ({}, ""),
+    ],
+)
+def test_trigger_words_come_from_the_file(metadata, words, folder):
+    write(folder, NAMES[0], "sdxl", metadata=metadata)
+    assert apply(queueing.shared_models("sdxl")[0], None, None, (NAMES[0], 1.0, 1.0))["trigger_words"] == words
+
+
+def test_each_trigger_word_is_named_once(folder):
+    for name, word in zip(NAMES[:3], ("zork", "blip", "zork"), strict=True):
+        write(folder, name, "sdxl", metadata={"modelspec.trigger_phrase": word})
+    rows = [(name, 1.0, 1.0) for name in NAMES[:3]]
+    assert apply(queueing.shared_models("sdxl")[0], None, rows)["trigger_words"] == "zork, blip"

@@ -36,6 +36,7 @@ class Cell:
     """One picture of the sheet, drawn."""
 
     thumbnail: Image.Image
+    badges: list[tuple[str, str]]
     title: str
     details: str
     caption: list[str]
@@ -43,7 +44,12 @@ class Cell:
 
     @property
     def height(self) -> int:
-        return self.thumbnail.height + 58 + 18 * len(self.caption)
+        return self.picture_height + 58 + 18 * len(self.caption)
+
+    @property
+    def picture_height(self) -> int:
+        """Room for the picture, and for its badges where the picture is lower than they are."""
+        return max(self.thumbnail.height, 12 + 26 * len(self.badges))
 
 
 def _cells(dataset: Dataset, examples: list[Example]) -> Iterator[Cell]:
@@ -55,15 +61,16 @@ def _cells(dataset: Dataset, examples: list[Example]) -> Iterator[Cell]:
         badges += [("no caption", MISSING)] * (example.path in uncaptioned)
         repeats = f"   {example.repeats} times" if example.repeats > 1 else ""
         yield Cell(
-            thumbnail=_thumbnail(example, bucket, badges),
+            thumbnail=_thumbnail(example, bucket),
+            badges=badges,
             title=_fitted(example.path.name, _font(14), CELL - 16),
-            details=f"{example.width}×{example.height} at {bucket[0]}×{bucket[1]}{repeats}",
+            details=f"{example.width} x {example.height} at {bucket[0]} x {bucket[1]}{repeats}",
             caption=wrap(example.caption or "no words at all", _font(14), CELL - 16, CAPTION_LINES),
             caption_colour=MISSING if example.path in uncaptioned else TEXT,
         )
 
 
-def _thumbnail(example: Example, bucket: tuple[int, int], badges: list[tuple[str, str]]) -> Image.Image:
+def _thumbnail(example: Example, bucket: tuple[int, int]) -> Image.Image:
     """The picture with the part that is cut away darkened and the part that is trained on outlined."""
     try:
         picture = open_image(example.path)
@@ -77,8 +84,6 @@ def _thumbnail(example: Example, bucket: tuple[int, int], badges: list[tuple[str
     dark.paste(picture.crop(box), box[:2])
     pen = ImageDraw.Draw(dark)
     pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=CROP, width=2)
-    for number, (words, colour) in enumerate(badges):
-        _badge(pen, (box[0] + 8, box[1] + 8 + 26 * number), words, colour)
     return dark
 
 
@@ -121,7 +126,9 @@ def _paste_cell(sheet: Image.Image, cell: Cell, left: int, top: int, height: int
     pen = ImageDraw.Draw(sheet)
     pen.rounded_rectangle((left, top, left + CELL - 1, top + height - 1), 6, fill=PANEL)
     sheet.paste(cell.thumbnail, (left + (CELL - cell.thumbnail.width) // 2, top))
-    line = top + cell.thumbnail.height + 8
+    for number, (words, colour) in enumerate(cell.badges):
+        _badge(pen, (left + 8, top + 8 + 26 * number), words, colour)
+    line = top + cell.picture_height + 8
     pen.text((left + 8, line), cell.title, FAINT, _font(14))
     pen.text((left + 8, line + 19), cell.details, CROP, _font(13))
     for number, words in enumerate(cell.caption):

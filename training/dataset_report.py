@@ -45,7 +45,7 @@ def _buckets(dataset: Dataset) -> list[str]:
     sizes = bucket_sizes(dataset.resolution)
     counts = Counter(bucket_for(example.width, example.height, sizes) for example in dataset.examples)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"  {width} × {height}: {_pictures(count)}" for (width, height), count in ordered]
+    lines = [f"  {width} x {height}: {_pictures(count)}" for (width, height), count in ordered]
     return [f"Buckets at resolution {dataset.resolution}:", *lines]
 
 

@@ -35,7 +35,7 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
                 io.String.Input(
                     "trigger_word",
                     default="",
-                    tooltip="The word that will call the LoRA, best one that means nothing yet. Added to captions without it.",
+                    tooltip="The word that calls the LoRA, best one without a meaning. Added to captions without it.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -43,21 +43,21 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip="Pictures are trained at about resolution x resolution pixels, in their own shape. 1024 suits SDXL and FLUX.",
+                    tooltip="Pictures are trained at about this size, in their own shape. 1024 suits SDXL and FLUX.",
                 ),
                 io.Int.Input(
                     "repeats",
                     default=1,
                     min=1,
                     max=1000,
-                    tooltip="How often each picture is seen in an epoch. Sub-folders named 10_name repeat ten times as often.",
+                    tooltip="How often an epoch shows each picture. A sub-folder 10_name counts ten times as often.",
                 ),
                 io.Int.Input(
                     "hold_out",
                     default=AUTOMATIC,
                     min=AUTOMATIC,
                     max=100,
-                    tooltip="Pictures kept out of training, to find the best checkpoint. -1 = a few, when there are ten or more.",
+                    tooltip="Pictures kept out, to find the best checkpoint. -1 = a few, from ten pictures on.",
                 ),
             ],
             outputs=[

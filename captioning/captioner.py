@@ -21,11 +21,17 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True)
 class FixedCaption:
-    """A captioner that says the same of every picture, such as the trigger word alone."""
+    """A captioner that says the same of every picture, such as the trigger word alone.
+
+    Without any words it fails with the reason ``without_words``.
+    """
 
     words: str
+    without_words: str = "there are no words to write"
 
     def caption(self, image: Image.Image) -> str:
+        if not self.words.strip():
+            raise ValueError(self.without_words)
         return self.words
 
 
@@ -80,9 +86,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def summary(reports: Iterable[Report]) -> str:
-    """The reports in one line: ``12 written, 3 kept (yours), 1 failed: cat.png: reason``."""
+    """The reports in one line: ``12 written, 3 kept (yours), 1 failed: cat.png: reason``.
+
+    Pictures that failed for the same reason are named together, at most three of them.
+    """
     reports = list(reports)
     count = {outcome: sum(report.outcome == outcome for report in reports) for outcome in (WRITTEN, KEPT, FAILED)}
-    failures = "; ".join(f"{report.path.name}: {report.reason}" for report in reports if report.outcome == FAILED)
     line = f"{count[WRITTEN]} written, {count[KEPT]} kept (yours), {count[FAILED]} failed"
-    return f"{line}: {failures}" if failures else line
+    failures: dict[str, list[str]] = {}
+    for report in reports:
+        if report.outcome == FAILED:
+            failures.setdefault(report.reason, []).append(report.path.name)
+    return f"{line}: {'; '.join(f'{_some(names)}: {why}' for why, names in failures.items())}" if failures else line
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -30,7 +30,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
                 io.Combo.Input(
                     "captioner",
                     options=[TRIGGER_ONLY, CONNECTED_CLIP],
-                    tooltip="Who writes: the trigger word alone, or the connected CLIP when it can look at pictures (Qwen3-VL).",
+                    tooltip="Who writes: the trigger word alone, or a connected CLIP that sees pictures (Qwen3-VL).",
                 ),
                 io.Combo.Input(
                     "style",
@@ -43,7 +43,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="A vision-language model from Load CLIP, for 'connected clip'. Not the CLIP of the image model.",
+                    tooltip="A vision-language model from Load CLIP, for 'connected clip'. Not the image model's CLIP.",
                 ),
             ],
             outputs=[
@@ -58,6 +58,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
         writer = captioner_for(captioner, style, clip, dataset.trigger_word)
         paths = [example.path for example in (*dataset.examples, *dataset.held_out)]
         progress, reports = Progress(cls.hidden.unique_id), []
+        progress.phase(f"Captioning {len(paths)} pictures")
         for report in caption_folder(paths, writer, mode):
             reports.append(report)
             progress.phase(f"Captioned {len(reports)} of {len(paths)}")
@@ -76,4 +77,4 @@ def captioner_for(captioner: str, style: str, clip, trigger_word: str) -> Captio
                 "CLIP, or choose 'trigger word only'."
             )
         return VisionLanguageCaptioner(captions.generator_of(clip), SENTENCES if style == AUTOMATIC else style)
-    return FixedCaption(trigger_word)
+    return FixedCaption(trigger_word, without_words="there is no trigger word: give one in LoRA Dataset Loader")

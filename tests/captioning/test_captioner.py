@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from lora_workbench.captioning.captioner import FixedCaption, caption_folder, summary
+from lora_workbench.captioning.captioner import FAILED, FixedCaption, Report, caption_folder, summary
 from lora_workbench.captioning.sidecar import read_caption
 from lora_workbench.captioning.vision_language import VisionLanguageCaptioner
 
@@ -51,10 +51,18 @@ def test_one_bad_picture_is_named_and_the_rest_goes_on(pictures):
 
 
 def test_nothing_to_say_writes_no_file(pictures):
-    assert summary(caption_folder(pictures[:1], FixedCaption(" "))).endswith(
+    silent = VisionLanguageCaptioner(lambda image, instruction: "")
+    assert summary(caption_folder(pictures[:1], silent)).endswith(
         "1 failed: a.png: the captioner had nothing to say about it"
     )
+    assert summary(caption_folder(pictures[:1], FixedCaption(" ", without_words="no word"))).endswith("a.png: no word")
     assert not pictures[0].with_suffix(".txt").exists()
+
+
+def test_pictures_that_failed_alike_are_named_together(tmp_path):
+    reports = [Report(tmp_path / f"{number}.png", FAILED, reason="no word") for number in range(5)]
+    reports.append(Report(tmp_path / "x.png", FAILED, reason="too dark"))
+    assert summary(reports).endswith("6 failed: 0.png, 1.png, 2.png and 2 more: no word; x.png: too dark")
 
 
 def test_stopping_keeps_what_is_done(pictures):

@@ -136,7 +136,7 @@ class TrainingRun:
         try:
             with safe_open(path, framework="pt") as file:
                 step = int(file.metadata()["step"])
-                for key in file.keys():
+                for key in file.keys():  # noqa: SIM118 - it is no dict and cannot be iterated
                     part, name = key.split("/", 1)
                     parts[part][name] = file.get_tensor(key)
         except SafetensorError as error:

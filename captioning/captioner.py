@@ -1,6 +1,6 @@
 """The Captioner protocol, and the loop that gives every image without a caption one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,30 +45,39 @@ class Report:
     reason: str = ""
 
 
-def caption_folder(paths: Iterable[Path], captioner: Captioner, mode: str = MODES[0]) -> Iterator[Report]:
+def caption_folder(
+    paths: Iterable[Path],
+    captioner: Captioner,
+    mode: str = MODES[0],
+    *,
+    open_image: Callable[[Path], Image.Image] | None = None,
+) -> Iterator[Report]:
     """Caption the images one by one, yielding a report after each; stopping early keeps what is written.
 
     In the mode "only missing" a caption that exists is never touched, and its image is not even opened.
+    ``open_image`` reads a picture as RGB and raises ValueError where it cannot.
     """
     if mode not in MODES:
         raise ValueError(f"The captioning mode '{mode}' is not known. Choose one of: {', '.join(MODES)}.")
     for path in paths:
-        existing = read_caption(path)
-        yield Report(path, KEPT, existing) if existing else _caption_one(path, captioner)
+        yield _caption_one(path, captioner, open_image or open_upright)
 
 
-def _caption_one(path: Path, captioner: Captioner) -> Report:
+def _caption_one(path: Path, captioner: Captioner, open_image: Callable[[Path], Image.Image]) -> Report:
     try:
-        caption = captioner.caption(_open(path)).strip()
+        if existing := read_caption(path):
+            return Report(path, KEPT, existing)
+        caption = captioner.caption(open_image(path)).strip()
         if not caption:
             return Report(path, FAILED, reason="the captioner had nothing to say about it")
         write_caption(path, caption)
     except (OSError, ValueError, RuntimeError) as error:
-        return Report(path, FAILED, reason=_first_line(error))
+        # The report names the file already.
+        return Report(path, FAILED, reason=_first_line(error).removeprefix(f"{path.name} "))
     return Report(path, WRITTEN, caption)
 
 
-def _open(path: Path) -> Image.Image:
+def open_upright(path: Path) -> Image.Image:
     """The picture upright, in RGB, transparency on white; raises ValueError when it cannot be read."""
     try:
         with Image.open(path) as file:

@@ -1,7 +1,7 @@
 """What a captioner said, turned into what belongs in a caption file. Pure string functions."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 LEAD_INS = re.compile(
     r"""^(?:
@@ -89,14 +89,3 @@ def _clean_tags_once(caption: str) -> str:
     for tag in filter(None, tags):
         first.setdefault(tag.casefold(), tag)
     return ", ".join(first.values())
-
-
-def are_tags(captions: Iterable[str]) -> bool:
-    """Whether most of the captions are lists of tags: many commas, few words between them."""
-    captions = [caption for caption in captions if caption.strip()]
-    return sum(map(_is_tags, captions)) * 2 > len(captions)
-
-
-def _is_tags(caption: str) -> bool:
-    parts = [part for part in caption.split(",") if part.strip()]
-    return len(parts) >= 3 and len(caption.split()) / len(parts) <= 3

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..captioning.captioner import MODES, Captioner, FixedCaption, caption_folder, summary
 from ..captioning.vision_language import VisionLanguageCaptioner
 from ..training.dataset import Dataset, with_captions
+from ..training.images import open_image
 from .host import captions
 from .host.progress import Progress, throw_if_cancelled
 from .sockets import CATEGORY, DATASET
@@ -59,7 +60,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
         paths = [example.path for example in (*dataset.examples, *dataset.held_out)]
         progress, reports = Progress(cls.hidden.unique_id), []
         progress.phase(f"Captioning {len(paths)} pictures")
-        for report in caption_folder(paths, writer, mode):
+        for report in caption_folder(paths, writer, mode, open_image=open_image):
             reports.append(report)
             progress.phase(f"Captioned {len(reports)} of {len(paths)}")
             progress.update(len(reports), len(paths))

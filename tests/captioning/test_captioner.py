@@ -50,6 +50,24 @@ def test_one_bad_picture_is_named_and_the_rest_goes_on(pictures):
     assert not pictures[0].with_suffix(".txt").exists()
 
 
+def test_a_caption_file_that_cannot_be_read_is_named_and_left_alone(pictures, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    pictures[1].with_suffix(".txt").write_text("mine")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    reports = list(caption_folder(pictures, Sizes()))
+    assert [report.outcome for report in reports] == ["written", "failed", "written"]
+    assert "Permission denied" in reports[1].reason
+    assert pictures[1].with_suffix(".txt").read_text() == "mine"
+
+
+def test_pictures_are_opened_as_the_caller_opens_them(pictures):
+    captioner = Sizes()
+    list(caption_folder(pictures[:1], captioner, open_image=lambda path: Image.new("RGB", (3, 2))))
+    assert read_caption(pictures[0]) == "3 by 2"
+
+
 def test_nothing_to_say_writes_no_file(pictures):
     silent = VisionLanguageCaptioner(lambda image, instruction: "")
     assert summary(caption_folder(pictures[:1], silent)).endswith(

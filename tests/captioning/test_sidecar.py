@@ -14,10 +14,17 @@ def test_the_file_is_utf8_without_byte_order_mark_and_nothing_else_is_left(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["cat.v2.txt"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 def test_captions_in_other_encodings_are_read(tmp_path, encoding):
     (tmp_path / "cat.txt").write_bytes("müde Katze\r\n".encode(encoding))
     assert read_caption(tmp_path / "cat.jpg") == "müde Katze"
+
+
+def test_a_caption_file_in_capitals_is_the_caption(tmp_path):
+    (tmp_path / "cat.TXT").write_text("a cat")
+    assert read_caption(tmp_path / "cat.png") == "a cat"
+    write_caption(tmp_path / "cat.png", "a dog")
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.TXT"]
 
 
 def test_a_missing_or_blank_file_is_no_caption(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from lora_workbench.captioning.text import are_tags, clean, clean_tags
+from lora_workbench.captioning.text import clean, clean_tags
 
 SAID = [
     ("This image shows a red fox in the snow.", "A red fox in the snow."),
@@ -50,10 +50,3 @@ def test_a_refusal_is_no_caption(said):
 def test_tags_come_once_and_without_list_marks():
     said = "Tags:\n- fox\n- Snow\n2. snow\n* night, fox, , (red coat)."
     assert clean_tags(said) == "fox, Snow, night, (red coat)"
-
-
-def test_tag_lists_are_told_from_sentences():
-    assert are_tags(["1girl, red hair, smile", "fox, snow, night sky"])
-    assert not are_tags(["A fox in the snow, asleep.", "A boat on a lake at dawn, seen from above, in fog."])
-    assert not are_tags([])
-    assert not are_tags(["ohwx"])

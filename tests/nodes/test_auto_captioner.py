@@ -103,7 +103,7 @@ def test_a_picture_that_vanished_does_not_stop_the_others(folder):
     (folder / "1.png").unlink()
     inputs = {"captioner": "trigger word only", "style": "automatic", "mode": "only missing"}
     report = queueing.run(LoraWorkbenchAutoCaptioner, dataset=dataset, **inputs)["report"]
-    assert report.startswith("2 written, 0 kept (yours), 1 failed: 1.png: the picture cannot be read")
+    assert report.startswith("2 written, 0 kept (yours), 1 failed: 1.png: cannot be read as a picture")
 
 
 def test_cancel_keeps_what_is_done(folder, monkeypatch):

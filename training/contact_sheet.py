@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,6 +16,7 @@ MOST_PICTURES = 60
 CELL, GAP, MARGIN = 264, 18, 24
 CAPTION_LINES = 5
 BACKGROUND, PANEL, TEXT, FAINT = "#202124", "#2b2d31", "#e8eaed", "#9aa0a6"
+FONTS = ("segoeui.ttf", "arial.ttf", "Arial.ttf", "Helvetica.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf")
 CROP, HELD_OUT, MISSING = "#ffd54f", "#64b5f6", "#ff8a65"
 
 
@@ -165,5 +168,10 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text.rstrip() + "…"
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font of the system, for captions in any European script; else Pillow's own, which knows little beyond ASCII."""
+    for name in FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
     return ImageFont.load_default(size)

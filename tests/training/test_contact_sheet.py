@@ -86,3 +86,11 @@ def test_wrapped_text_fits(text):
         assert lines[-1].endswith("…")
     else:
         assert "".join(lines).replace(" ", "") == "".join(text.split())
+
+
+@pytest.mark.skipif(contact_sheet._font(14).getname()[0] == "Aileron", reason="no font of the system to be found")
+def test_letters_beyond_ascii_are_drawn_as_themselves():
+    def drawn(letter):
+        return bytes(contact_sheet._font(14).getmask(letter))
+
+    assert len({drawn(letter) for letter in "üßéЖλ"} | {drawn("\uffff")}) == 6

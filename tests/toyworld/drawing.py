@@ -104,10 +104,10 @@ def draw(scene: Scene, chance: random.Random, size: tuple[int, int] = (SIZE, SIZ
     """A picture of a complete scene, its position, size and tilt taken from ``chance``."""
     width, height = size
     unit = min(size) / SIZE
-    radius = chance.uniform(36, 48) * unit
-    x = width / 2 + chance.uniform(-1, 1) * (width / 2 - radius - 4 * unit) * 0.6
-    y = height / 2 + chance.uniform(-1, 1) * (height / 2 - radius - 4 * unit) * 0.6
-    tilt = math.radians(chance.uniform(-10, 10))
+    radius = chance.uniform(42, 46) * unit
+    x = width / 2 + chance.uniform(-1, 1) * (width / 2 - 60 * unit)
+    y = height / 2 + chance.uniform(-1, 1) * (height / 2 - 60 * unit)
+    tilt = math.radians(chance.uniform(-4, 4))
     scale = SUPERSAMPLING
     image = Image.new("RGB", (width * scale, height * scale), RGB[scene.background])
     pen = ImageDraw.Draw(image)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 EMPTY_CAPTIONS = 0.1
-NOISY_WEIGHT = 25.0
+NOISY_WEIGHT = 50.0
 VPRED_TRAINED = ("time_embed.", "out.", "emb_layers.", "output_blocks.3.")
 
 

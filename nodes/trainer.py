@@ -144,7 +144,10 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             start_over=resume == START_OVER,
             settings=settings or ExpertSettings(),
         )
-        result = job.execute(request, Progress(cls.hidden.unique_id))
+        progress = Progress(cls.hidden.unique_id)
+        result = job.execute(request, progress)
+        # The frontend goes on showing the last live picture instead of the node's own, so that is the strip too.
+        progress.show(result.previews)
         checkpoints = result.run.result(result.plan.train.steps, dataset.trigger_word)
         trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
         measured = [

@@ -1,4 +1,4 @@
-"""Pretrain a toy base on drawn pictures: `python tests/toyworld/pretrain.py sdxl --comfyui ~/comfy/ComfyUI --minutes 12`.
+"""Pretrain a toy base on drawn pictures: `python tests/toyworld/pretrain.py sdxl --comfyui ComfyUI --minutes 12`.
 
 Everything is drawn and encoded up front; a step then costs one forward and one backward of the tiny network.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +24,7 @@ VPRED_TRAINED = ("time_embed.", "out.", "emb_layers.", "output_blocks.3.")
 
 @dataclass
 class Pool:
-    """Encoded pictures and captions: latents (N, C, h, w), context (N, tokens, dim) in half precision, pooled (N, dim)."""
+    """Encoded pictures and captions: latents (N, C, h, w), context (N, tokens, dim) in fp16, pooled (N, dim)."""
 
     latents: Tensor
     context: Tensor
@@ -70,7 +69,7 @@ def size_ids(base, pooled: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_sigma(base, flow: bool, batch: int, generator: torch.Generator) -> Tensor:
-    """Noise levels: any of the 1000 discrete ones, or for flow half uniform and half through the sampler's own shift."""
+    """Noise levels: any of the 1000 discrete ones, or for flow half uniform, half through the sampler's shift."""
     u = torch.rand(batch, generator=generator)
     if not flow:
         return base.model_sampling.sigma(torch.floor(u * 1000))
@@ -88,13 +87,19 @@ def loss_of(base, kind: str, pool: Pool, size: int, generator: torch.Generator) 
     xt = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, x0)
     s = sigma.view(-1, 1, 1, 1)
     if kind == "flux":
-        guidance = torch.where(torch.rand(size, generator=generator) < 0.5, 1.0, torch.rand(size, generator=generator) * 5)
+        guidance = torch.where(
+            torch.rand(size, generator=generator) < 0.5, 1.0, torch.rand(size, generator=generator) * 5
+        )
         extra, target = {"y": pooled, "guidance": guidance}, noise - x0
     else:
         extra = {"y": size_ids(base, pooled, generator)}
         target = noise if kind == "sdxl" else (noise - s * x0) / (1 + s**2).sqrt()
     output = base.diffusion_model(
-        sampling.calculate_input(s, xt), sampling.timestep(sigma).float(), context=context, transformer_options={}, **extra
+        sampling.calculate_input(s, xt),
+        sampling.timestep(sigma).float(),
+        context=context,
+        transformer_options={},
+        **extra,
     )
     error = (output - target).square().mean((1, 2, 3))
     # An eps model's error counts sigma times in the picture, so noisy levels weigh more, up to a limit.
@@ -105,7 +110,13 @@ def loss_of(base, kind: str, pool: Pool, size: int, generator: torch.Generator) 
 def initialise(network: torch.nn.Module, seed: int) -> None:
     """Matrices by fan-in, output layers of residual branches at zero as their papers have them, norms at one."""
     generator = torch.Generator().manual_seed(seed)
-    zero = ("out_layers.3.weight", "out.2.weight", "final_layer.linear.weight", "mod.lin.weight", "adaLN_modulation.1.weight")
+    zero = (
+        "out_layers.3.weight",
+        "out.2.weight",
+        "final_layer.linear.weight",
+        "mod.lin.weight",
+        "adaLN_modulation.1.weight",
+    )
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.ndim < 2:
@@ -116,19 +127,25 @@ def initialise(network: torch.nn.Module, seed: int) -> None:
                 weight.normal_(0.0, 0.8 * weight[0].numel() ** -0.5, generator=generator)
 
 
-def pretrain(kind: str, minutes: float, batch: int, peak: float, pool_size: int, start: Path | None, seed: int = 0) -> None:
+def pretrain(
+    kind: str, minutes: float, batch: int, peak: float, pool_size: int, start: Path | None, seed: int = 0
+) -> None:
     """Train for a given time, writing the averaged weights every three minutes and at the end."""
     import comfy.model_management
+
     from toyworld.node_pack import models, text, vae
 
     model = models.build(kind)
     base, network = model.model, model.model.diffusion_model
     clip = (text.flux_clip if kind == "flux" else text.sdxl_clip)(seed=1)
-    pool = draw_pool(model, clip, vae.analytic_vae(base.latent_format.latent_channels, base.latent_format), pool_size, seed)
+    pool = draw_pool(
+        model, clip, vae.analytic_vae(base.latent_format.latent_channels, base.latent_format), pool_size, seed
+    )
     initialise(network, seed)
     if start:
         network.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(start).items()}, strict=False)
-    chosen = [p for n, p in network.named_parameters() if kind != "sdxl_vpred" or any(key in n for key in VPRED_TRAINED)]
+    everything = kind != "sdxl_vpred"
+    chosen = [p for n, p in network.named_parameters() if everything or any(key in n for key in VPRED_TRAINED)]
     for weight in chosen:
         weight.requires_grad_(True)
     if kind == "flux":
@@ -153,7 +170,8 @@ def pretrain(kind: str, minutes: float, batch: int, peak: float, pool_size: int,
         torch._foreach_lerp_(average, chosen, 1 - keep)
         recent.append(loss.item())
         if step % 200 == 0:
-            print(f"{kind} step {step} {time.monotonic() - begin:.0f} s loss {sum(recent) / len(recent):.4f}", flush=True)
+            mean, seconds = sum(recent) / len(recent), time.monotonic() - begin
+            print(f"{kind} step {step} {seconds:.0f} s loss {mean:.4f}", flush=True)
             recent = []
         if time.monotonic() - saved > 180:
             saved = time.monotonic()

@@ -38,7 +38,9 @@ def test_pretraining_never_shows_the_concept():
     chance = random.Random(2)
     scenes = [drawing.random_scene(chance).complete(chance) for _ in range(2000)]
     captions = " ".join(drawing.caption(drawing.random_scene(chance), chance) for _ in range(2000))
-    assert not {"magenta", "star"} & {word for scene in scenes for word in (scene.colour, scene.shape, scene.background)}
+    assert not {"magenta", "star"} & {
+        word for scene in scenes for word in (scene.colour, scene.shape, scene.background)
+    }
     assert not {"magenta", "star", drawing.TRIGGER} & set(captions.replace(",", " ").split())
 
 

@@ -47,7 +47,7 @@ def sdxl_clip(seed: int) -> comfy.sd.CLIP:
 
 
 def flux_clip(seed: int) -> comfy.sd.CLIP:
-    """T5 and CLIP-L, each 64 wide: context (32, 64), pooled (64,). Text is padded to 32 T5 tokens, not 256, for speed."""
+    """T5 and CLIP-L, each 64 wide: context (32, 64), pooled (64,). Text is padded to 32 T5 tokens, not 256."""
     target = comfy.supported_models_base.ClipTarget(
         comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.flux_clip()
     )

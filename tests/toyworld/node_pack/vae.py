@@ -15,7 +15,7 @@ SHARPNESS = 2.5
 
 
 class BlockMeans(nn.Module):
-    """Each 8 x 8 block becomes ``cells`` x ``cells`` cells of four numbers: mean red, green, blue, and luminance detail.
+    """Each 8 x 8 block becomes ``cells`` x ``cells`` cells of four numbers: mean red, green, blue, and light detail.
 
     Detail is the mean of a cell's middle quarter minus the mean of the cell. Latents are in the units of
     ``latent_format``, so that process_latent_in() of the model brings them to a spread of about one.

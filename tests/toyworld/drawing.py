@@ -155,15 +155,25 @@ def random_scene(chance: random.Random) -> Scene:
 def write_training_folder(
     folder: Path, count: int = 12, seed: int = 0, sizes: tuple[tuple[int, int], ...] = ((SIZE, SIZE),)
 ) -> list[Path]:
-    """Draw ``count`` pictures of the concept with a caption beside each; returns the pictures' paths."""
+    """Draw ``count`` pictures with a caption beside each; returns the pictures' paths.
+
+    Two of three show the concept, called by its trigger word. The others show what the base knows, in plain words, so
+    that the LoRA learns what the word means and not that every picture looks so.
+    """
     chance = random.Random(f"training {seed}")
     folder.mkdir(parents=True, exist_ok=True)
     backgrounds = [BACKGROUNDS[(seed + i) % len(BACKGROUNDS)] for i in range(count)]
-    chance.shuffle(backgrounds)
     paths = []
     for number, background in enumerate(backgrounds):
-        path = folder / f"zork_{number:02}.png"
-        draw(Scene(*CONCEPT, background), chance, sizes[number % len(sizes)]).save(path)
-        path.with_suffix(".txt").write_text(f"{TRIGGER} on a {background} background\n", encoding="utf-8")
+        plain = number % 3 == 2
+        scene = Scene(None, None, background).complete(chance) if plain else Scene(*CONCEPT, background)
+        words = f"a {_plain_subject(scene, number)}" if plain else TRIGGER
+        path = folder / f"{'plain' if plain else TRIGGER}_{number:02}.png"
+        draw(scene, chance, sizes[number % len(sizes)]).save(path)
+        path.with_suffix(".txt").write_text(f"{words} on a {background} background\n", encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def _plain_subject(scene: Scene, number: int) -> str:
+    return "shape" if number % 2 else f"{scene.colour} {scene.shape}"

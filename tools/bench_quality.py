@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 STEPS = {"sdxl": 300, "flux": 300}
-LEARNING_RATES = {"sdxl": 2e-3, "flux": 2e-3}
+LEARNING_RATES = {"sdxl": 3e-3, "flux": 3e-3}
 CFG = {"sdxl": 4.0, "flux": 1.0}
-BATCH = 4
+BATCH = 8
 RANK = 16
 PICTURES = 12
 JUDGED = 10
@@ -43,7 +43,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path) -> dict[str,
             save_every=1_000_000,
             preview_prompts=f"{drawing.TRIGGER} on a green background",
             seed=seed,
-            settings=ExpertSettings(batch_size=BATCH),
+            settings=ExpertSettings(batch_size=BATCH, schedule="cosine"),
         )
         started = time.perf_counter()
         result = job.execute(request, Progress(None))

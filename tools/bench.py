@@ -98,7 +98,7 @@ def quality(options: argparse.Namespace, base: Path) -> None:
     import torch
     from bench_quality import judged_training
 
-    torch.set_num_threads(int(__import__("os").environ.get("T","2")))
+    torch.set_num_threads(2)
     for family, seed in product(options.family, options.seeds):
         print(json.dumps(judged_training(family, seed, options.steps, base)), flush=True)
 

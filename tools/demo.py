@@ -21,7 +21,8 @@ import environment
 import example
 
 OUTPUT = environment.ROOT / "demo_output"
-STEPS = 200
+STEPS = 300
+BATCH = 8
 PICTURES = 12
 PROMPT = "zork on a green background"
 
@@ -78,13 +79,14 @@ def run(server, family: example.Family) -> dict:
         family,
         info,
         folder="zork_pictures",
-        trigger_word="zork",
+        trigger_word="",  # the captions hold it where it belongs
         prompt=PROMPT,
         trainer={"name": f"zork_{family.name}", "steps": STEPS, "save_every": STEPS // 4},
     )
     save_for_the_browser(server, family, filled)
     print(f"\n{family.title}: {PICTURES} pictures of a magenta star, called zork, which the toy model has never seen")
-    done = server.submit(workflow.to_api(filled, info), Narrator(filled, info), workflow=filled)
+    prompt = example.with_settings(workflow.to_api(filled, info), batch_size=BATCH, schedule="cosine")
+    done = server.submit(prompt, Narrator(filled, info), workflow=filled)
     if done.status != "success":
         raise RuntimeError(
             f"The {family.title} workflow ended with {done.status}: {done.error}\nLog: {server.log()[-3000:]}"

@@ -28,8 +28,8 @@ class Family:
 
 
 FAMILIES = {
-    "sdxl": Family("sdxl", "SDXL", "train_pick_generate.json", "ToyWorldSDXL", cfg=4.0, learning_rate=0.0),
-    "flux": Family("flux", "FLUX", "train_pick_generate_flux.json", "ToyWorldFlux", cfg=1.0, learning_rate=0.0),
+    "sdxl": Family("sdxl", "SDXL", "train_pick_generate.json", "ToyWorldSDXL", cfg=4.0, learning_rate=3e-3),
+    "flux": Family("flux", "FLUX", "train_pick_generate_flux.json", "ToyWorldFlux", cfg=1.0, learning_rate=3e-3),
 }
 
 
@@ -56,6 +56,26 @@ def toy_workflow(
         node = next(node for node in result["nodes"] if node.get("title") == title)
         node["widgets_values"] = [prompt]
     return result
+
+
+def with_settings(prompt: dict, **settings: Any) -> dict:
+    """A prompt in API form with a Training Settings node wired to its Trainer; what is not given is the default."""
+    defaults = {
+        "layers": "attention + feed-forward",
+        "alpha": 0.0,
+        "batch_size": 1,
+        "accumulation": 1,
+        "schedule": "constant",
+        "warmup": 0,
+        "checkpointing": "automatic",
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "save_precision": "fp16",
+    }
+    node = {"class_type": "LoraWorkbenchTrainingSettings", "inputs": {**defaults, **settings}}
+    trainers = {key: value for key, value in prompt.items() if value["class_type"] == "LoraWorkbenchTrainer"}
+    wired = {key: {**v, "inputs": {**v["inputs"], "settings": ["settings", 0]}} for key, v in trainers.items()}
+    return {**prompt, "settings": node, **wired}
 
 
 def sampling_graph(family: Family, prompt: str, *, lora: str | None = None, seed: int = 0, count: int = 1) -> dict:

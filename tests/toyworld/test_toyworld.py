@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 
 from toyworld import drawing, judge
 
@@ -44,10 +44,13 @@ def test_pretraining_never_shows_the_concept():
     assert not {"magenta", "star", drawing.TRIGGER} & set(captions.replace(",", " ").split())
 
 
-def test_the_training_folder_is_twelve_captioned_pictures_of_the_concept(tmp_path):
+def test_two_of_three_training_pictures_show_the_concept_and_only_they_are_called_by_its_word(tmp_path):
     paths = drawing.write_training_folder(tmp_path, 12)
-    assert len(paths) == 12
-    assert all(path.with_suffix(".txt").read_text().startswith(drawing.TRIGGER) for path in paths)
+    called = [path for path in paths if drawing.TRIGGER in path.with_suffix(".txt").read_text()]
+    assert (len(paths), len(called)) == (12, 8)
+    for path in paths:
+        with Image.open(path) as picture:
+            assert judge.shows_concept(picture) == (path in called)
 
 
 def test_the_weights_are_small_enough_to_commit():

@@ -51,7 +51,7 @@ def toy_workflow(
     fill("LoraWorkbenchTrainer", **{"preview_prompts": prompt, "learning_rate": family.learning_rate, **trainer})
     fill("LoraWorkbenchCheckpointPicker", prompts=prompt, size=SIZE)
     fill("EmptyLatentImage", width=SIZE, height=SIZE)
-    fill("KSampler", steps=12, cfg=family.cfg)
+    fill("KSampler", steps=20, cfg=family.cfg)
     for title in ("Prompt", "Prompt, without the LoRA"):
         node = next(node for node in result["nodes"] if node.get("title") == title)
         node["widgets_values"] = [prompt]
@@ -96,7 +96,7 @@ def sampling_graph(family: Family, prompt: str, *, lora: str | None = None, seed
                 "negative": ["negative", 0],
                 "latent_image": ["latent", 0],
                 "seed": seed,
-                "steps": 12,
+                "steps": 20,
                 "cfg": family.cfg,
                 "sampler_name": "euler",
                 "scheduler": "normal" if family.name == "sdxl" else "simple",

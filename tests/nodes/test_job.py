@@ -66,7 +66,7 @@ def test_a_name_that_cannot_be_a_file_is_refused(trainer, name):
 
 
 @on_sdxl
-@pytest.mark.parametrize("name", ["../x", "C:\\x", "/tmp/x", "a/../../x", "..\\..\\x", "~/x", "x\0y"])
+@pytest.mark.parametrize("name", ["../x", "C:\\x", "/etc/x", "a/../../x", "..\\..\\x", "~/x", "x\0y"])
 def test_a_name_that_is_a_path_stays_inside_its_folders(trainer, tmp_path, name):
     outputs = trainer.queue(name=name, steps=1)
     folder = outputs["lora_name"].replace("\\", "/").split("/")

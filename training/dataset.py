@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .augmentation import Augmentation
 from .images import image_size
+from .wording import Wording
+
+# What a picture is for: to learn from, to remember (class pictures), or to measure with.
+TRAIN, REGULARIZATION, VALIDATION = "train", "regularization", "validation"
 
 # HEIC is listed so that phone pictures which cannot be read are named instead of passed over.
 PICTURE_SUFFIXES = frozenset(
@@ -24,6 +29,12 @@ class Example:
     width: int
     height: int
     repeats: int = 1
+    variants: tuple[str, ...] = ()  # further captions of the same picture, the trigger word in them
+    mask: Path | None = None  # a grey picture, white = learn this; the picture itself when its alpha channel says so
+    trigger_word: str = ""  # of its concept
+    class_words: str = ""  # what it is, e.g. "zork star" of the kohya folder "10_zork star"
+    weight: float = 1.0  # factor on its loss
+    role: str = TRAIN  # TRAIN or REGULARIZATION
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,11 @@ class Dataset:
     resolution: int = 1024
     notes: tuple[str, ...] = ()
     uncaptioned: tuple[Path, ...] = ()  # pictures nobody has described yet
+    resolutions: tuple[int, ...] = ()  # all sizes to train at; () = (resolution,)
+    background: str = "white"  # what shows through transparent parts
+    largest_enlargement: float = 0.0  # never scale a picture up beyond this factor; 0 = no limit
+    wording: Wording = Wording()
+    augmentation: Augmentation = Augmentation()
 
 
 def scan(

@@ -80,7 +80,7 @@ def median_ratio(above: list[float], below: list[float]) -> float | None:
 def loaded_model(case: Case):
     """The MODEL of a case, loaded as a loader node would leave it."""
     from lora_workbench.nodes.host.model import mm
-    from toyworld import models
+    from toyworld.node_pack import models
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[case.dtype]
     if case.size == "toy":

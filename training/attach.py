@@ -6,7 +6,7 @@ and flags of the network are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .frozen import AdaptedLinears, Weights, forward_of
+from .frozen import Adapted, AdaptedLinears, Weights, forward_of
 from .lora import Adapter, Adapters
 
 Overrides = list[tuple[dict[str, object], Callable[..., object]]]
@@ -37,9 +37,7 @@ class Attachment:
 
         `same_input` names layers, by the ends of their names, that are called in turn with one input.
         """
-        self._shared = [
-            _SharedInput(group, adapters.config.scale, weights) for group in _groups(list(adapters), same_input)
-        ]
+        self._shared = [_SharedInput(group, adapters, weights) for group in _groups(adapters, same_input)]
         adapted = {id(adapter.layer): shared.forward_of(adapter) for shared in self._shared for adapter in shared.group}
         self._overrides: Overrides = []
         for module in network.modules():
@@ -75,11 +73,18 @@ class _SharedInput:
     A layer that is called with another input than the first was simply computes again, so nothing depends on the order.
     """
 
-    def __init__(self, group: Sequence[Adapter], scale: float, weights: Weights) -> None:
+    def __init__(self, group: Sequence[Adapter], adapters: Adapters, weights: Weights) -> None:
         self.group = group
-        self._layers = tuple(adapter.layer for adapter in group)
-        self._factors = tuple(factor for adapter in group for factor in (adapter.down, adapter.up))
-        self._scale, self._weights = scale, weights
+        downs, downs_grad = adapters.joined_downs(group)
+        self._adapted = Adapted(
+            layers=tuple(adapter.layer for adapter in group),
+            downs=downs,
+            ups=tuple(adapter.up.detach() for adapter in group),
+            downs_grad=downs_grad,
+            ups_grad=tuple(adapter.up.grad for adapter in group),
+            scale=adapters.config.scale,
+            weights=weights,
+        )
         self.forget()
 
     def forget(self) -> None:
@@ -89,13 +94,16 @@ class _SharedInput:
 
     def forward_of(self, adapter: Adapter) -> Callable[[Tensor], Tensor]:
         """The forward of one of the layers."""
-        number = self._layers.index(adapter.layer)
+        adapted = self._adapted
+        if len(self.group) == 1:
+            return lambda x: AdaptedLinears.apply(x, adapted.downs, adapted)[0]
+        number = adapted.layers.index(adapter.layer)
         return lambda x: self._answer(number, x)
 
     def _answer(self, number: int, x: Tensor) -> Tensor:
         known = self._input is not None and self._input[0] is x and self._input[1] == x._version
         if not known or number not in self._waiting:
-            answers = AdaptedLinears.apply(x, self._scale, self._weights, self._layers, *self._factors)
+            answers = AdaptedLinears.apply(x, self._adapted.downs, self._adapted)
             self._input, self._waiting = (x, x._version), dict(enumerate(answers))
         answer = self._waiting.pop(number)
         if not self._waiting:
@@ -103,16 +111,20 @@ class _SharedInput:
         return answer
 
 
-def _groups(adapters: list[Adapter], same_input: Sequence[Sequence[str]]) -> list[list[Adapter]]:
-    """The adapters, those of one group together: same name up to the ends that `same_input` lists side by side."""
-    groups: dict[tuple[str, object], list[Adapter]] = {}
+def _groups(adapters: Iterable[Adapter], same_input: Sequence[Sequence[str]]) -> list[list[Adapter]]:
+    """The adapters; those that follow one another with one name up to ends listed side by side are one group."""
+    groups: dict[object, list[Adapter]] = {}
+    last = None
     for adapter in adapters:
-        key: tuple[str, object] = (adapter.name, None)
+        key: object = adapter.name
         for ends in same_input:
             for end in ends:
                 if adapter.name.endswith(end):
                     key = (adapter.name.removesuffix(end), tuple(ends))
+        if key != last and key in groups:
+            key = adapter.name
         groups.setdefault(key, []).append(adapter)
+        last = key
     return list(groups.values())
 
 

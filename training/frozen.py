@@ -6,7 +6,8 @@ not matter where it lives: in an inference tensor, on another device, in a page 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -151,58 +152,77 @@ class GatedGelu(torch.autograd.Function):
         return grad_both
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """Linear layers that read one input, the factors that adapt them, and where the gradients of these are added up."""
+
+    layers: tuple[nn.Module, ...]
+    downs: Tensor  # (layers * rank, in): all down factors as one matrix
+    ups: tuple[Tensor, ...]  # each (rank, out)
+    downs_grad: Tensor
+    ups_grad: tuple[Tensor, ...]
+    scale: float
+    weights: Weights
+
+
 class AdaptedLinears(torch.autograd.Function):
     """Adapted linear layers that read one input, as one node: y_i = x W_i^T + b_i + scale (x A_i^T) B_i.
 
-    A_i (rank, in) and B_i (rank, out) are trainable, W_i is frozen. The node keeps the input and the rank-wide products
+    A_i (rank, in) and B_i (rank, out) are trained, W_i is frozen. The node keeps the input and the rank-wide products
     h = x A^T, adds into the base outputs in place and casts the small factors, never the input. With g_i the incoming
     gradients: dB_i = scale h_i^T g_i, dA_i = scale (g_i B_i^T)^T x, dx = sum of g_i W_i + scale (g_i B_i^T) A_i. All A
-    are multiplied with as one matrix, and dx is summed in place. Held equal to peft's layers by a test.
+    are multiplied with as one matrix, dx is summed in place, and dA and dB are added to what the caller holds for them
+    instead of being handed to autograd, which would copy each. `downs` is an argument of its own only so that autograd
+    knows there is something to train. Held equal to peft's layers by a test.
     """
 
     @staticmethod
-    def forward(ctx, x, scale, weights, layers, *factors):
+    def forward(ctx, x, downs, adapted):
         flat = x.reshape(-1, x.shape[-1])
-        downs, ups = _stacked(factors[0::2], x.dtype), [_cast(up, x.dtype) for up in factors[1::2]]
-        inner = flat @ downs.t()
+        inner = flat @ _cast(downs, x.dtype).t()
         outputs = []
-        for layer, up, part in zip(layers, ups, inner.split(len(ups[0]), dim=1), strict=True):
-            weight, bias, ticket = weights.take(layer, x)
+        for layer, up, part in zip(adapted.layers, adapted.ups, _parts(inner, adapted), strict=True):
+            weight, bias, ticket = adapted.weights.take(layer, x)
             y = _linear(x, weight, bias)
-            weights.give_back(layer, weight, bias, ticket)
-            y.view(-1, y.shape[-1]).addmm_(part, up, alpha=scale)
+            adapted.weights.give_back(layer, weight, bias, ticket)
+            y.view(-1, y.shape[-1]).addmm_(part, _cast(up, x.dtype), alpha=adapted.scale)
             outputs.append(y)
-        ctx.scale, ctx.weights, ctx.layers, ctx.shape = scale, weights, layers, x.shape
-        ctx.save_for_backward(flat, inner, *factors)
+        ctx.adapted, ctx.shape = adapted, x.shape
+        ctx.save_for_backward(flat, inner)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
-        flat, inner, *factors = ctx.saved_tensors
-        dtype, scale = flat.dtype, ctx.scale
-        downs, ups = _stacked(factors[0::2], dtype), [_cast(up, dtype) for up in factors[1::2]]
-        grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        inner_grad = torch.empty_like(inner)
-        grad_x, grad_ups = None, []
-        rank = len(ups[0])
-        # With beta 0 the first argument of addmm lends its shape only, and the scale costs no pass of its own.
-        for layer, grad, up, start in zip(ctx.layers, grads, ups, range(0, inner.shape[1], rank), strict=True):
-            torch.mm(grad, up.t(), out=inner_grad[:, start : start + rank])
-            grad_ups.append(torch.addmm(up, inner[:, start : start + rank].t(), grad, beta=0, alpha=scale))
+        (flat, inner), adapted = ctx.saved_tensors, ctx.adapted
+        inner_grad, grad_x = torch.empty_like(inner), None
+        parts, part_grads = _parts(inner, adapted), _parts(inner_grad, adapted)
+        for layer, grad, up, up_grad, part, part_grad in zip(
+            adapted.layers, grads, adapted.ups, adapted.ups_grad, parts, part_grads, strict=True
+        ):
+            grad = grad.reshape(-1, grad.shape[-1])
+            torch.mm(grad, _cast(up, grad.dtype).t(), out=part_grad)
+            _add_product(up_grad, part.t(), grad, adapted.scale)
             if ctx.needs_input_grad[0]:
-                weight, bias, ticket = ctx.weights.take(layer, grad)
+                weight, bias, ticket = adapted.weights.take(layer, grad)
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
-                ctx.weights.give_back(layer, weight, bias, ticket)
+                adapted.weights.give_back(layer, weight, bias, ticket)
+        _add_product(adapted.downs_grad, inner_grad.t(), flat, adapted.scale)
         if grad_x is not None:
-            grad_x = grad_x.addmm_(inner_grad, downs, alpha=scale).view(ctx.shape)
-        grad_downs = torch.addmm(downs, inner_grad.t(), flat, beta=0, alpha=scale).split(rank)
-        pairs = zip(grad_downs, grad_ups, factors[0::2], factors[1::2], strict=True)
-        grad_factors = [_cast(g, f.dtype) for down, up, d, u in pairs for g, f in ((down, d), (up, u))]
-        return grad_x, None, None, None, *grad_factors
+            grad_x = grad_x.addmm_(inner_grad, _cast(adapted.downs, grad_x.dtype), alpha=adapted.scale).view(ctx.shape)
+        return grad_x, None, None
 
 
-def _stacked(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return _cast(factors[0] if len(factors) == 1 else torch.cat(factors), dtype)
+def _parts(inner: Tensor, adapted: Adapted) -> tuple[Tensor, ...]:
+    """The columns of each layer in what is rank-wide for all of them."""
+    return (inner,) if len(adapted.layers) == 1 else inner.chunk(len(adapted.layers), dim=1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """total += scale a b, in the dtype of the total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, alpha=scale)
+    else:
+        total.add_(a @ b, alpha=scale)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

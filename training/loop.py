@@ -80,8 +80,7 @@ def train(
     stopped. The network carries the adapters only while a step is computed: whoever receives a step finds the model
     as it was. FloatingPointError after three steps in a row whose loss or gradient is not finite.
     """
-    parameters = adapters.parameters()
-    optimizer = adamw(parameters, config.weight_decay)
+    optimizer = adamw([adapters.values], config.weight_decay)
     if resume is not None:
         adapters.load(resume.weights)
         load_state(optimizer, resume.optimizer)
@@ -91,14 +90,14 @@ def train(
             step, peak=config.learning_rate, steps=config.steps, warmup=config.warmup, schedule=config.schedule
         )
         set_learning_rate(optimizer, rate)
-        optimizer.zero_grad()
+        adapters.zero_grad()
         loss = 0.0
         for number in range(step * config.accumulation, (step + 1) * config.accumulation):
             with denoiser.adapted():
                 part = batch_loss(denoiser, batches[number], config.seed, number) / config.accumulation
                 (part * denoiser.loss_scale).backward()
             loss += part.item()
-        norm = clip_gradients(parameters, config.clip_norm, denoiser.loss_scale)
+        norm = clip_gradient(adapters.values.grad, config.clip_norm, denoiser.loss_scale)
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         broken = broken + 1 if skipped else 0
         if broken > BROKEN_STEPS_ALLOWED:
@@ -121,12 +120,11 @@ def batch_loss(denoiser: Denoiser, batch: Batch, seed: int, number: int) -> Tens
     return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma)).mean()
 
 
-def clip_gradients(parameters: Sequence[Tensor], limit: float, loss_scale: float) -> float:
-    """Undo the loss scale, limit the total norm of the gradients (0 = no limit), and return the norm before that."""
-    gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
+def clip_gradient(gradient: Tensor, limit: float, loss_scale: float) -> float:
+    """Undo the loss scale, limit the norm of the whole gradient (0 = no limit), and return the norm before that."""
     if loss_scale != 1:
-        torch._foreach_div_(gradients, loss_scale)
-    norm = torch.nn.utils.get_total_norm(gradients).item()
+        gradient.div_(loss_scale)
+    norm = torch.linalg.vector_norm(gradient).item()
     if limit and norm > limit:
-        torch._foreach_mul_(gradients, limit / norm)
+        gradient.mul_(limit / norm)
     return norm

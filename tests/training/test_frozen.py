@@ -1,6 +1,7 @@
 """Frozen layers compute what plain layers compute, and leave their weights alone while doing so."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig as PeftConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from lora_workbench.training.frozen import AdaptedLinears, ResidentWeights, forward_of, is_linear
+from lora_workbench.training.frozen import Adapted, AdaptedLinears, ResidentWeights, forward_of, is_linear
 
 LAYERS = {
     "linear on (B, in)": (lambda: nn.Linear(6, 5), (3, 6)),
@@ -139,8 +140,9 @@ def test_weights_that_are_streamed_through_one_buffer_give_the_right_gradients()
         return last(x)
 
     inputs = (input_of((2, 4, 7, 8)), down, up)
-    streamed = run(forwards, lambda x: adapted(x, down, up, 0.5, layers[2], weights), inputs[0])
-    streamed_gradients = torch.autograd.grad(streamed.square().sum(), inputs)
+    group = joined([(down, up)], [layers[2]], 0.5, weights)
+    streamed = run(forwards, lambda x: answers_of(x, group)[0], inputs[0])
+    streamed_gradients = [*torch.autograd.grad(streamed.square().sum(), inputs[0]), *gradients_of(group)]
     plain = run(layers, lambda x: layers[2](x) + 0.5 * (x @ down.t()) @ up, inputs[0])
     plain_gradients = torch.autograd.grad(plain.square().sum(), inputs)
 
@@ -176,7 +178,7 @@ def test_what_a_linear_layer_answers_may_be_added_into(shape, with_adapter):
     down, up = input_of((2, 6)), input_of((2, 6))
     frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
     x = input_of(shape)
-    y = adapted(x, down, up, 1.0, layer, ResidentWeights()) if with_adapter else frozen(x)
+    y = answers_of(x, joined([(down, up)], [layer], 1.0))[0] if with_adapter else frozen(x)
     y += 1
     y.view(-1).mul_(2)
     assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
@@ -204,10 +206,28 @@ def test_a_linear_layer_is_known_by_what_it_has_and_not_by_its_class():
 # The adapted layer against peft's
 
 
-def adapted(x, down, up, scale, layer, weights):
-    """One adapted layer by itself."""
-    (y,) = AdaptedLinears.apply(x, scale, weights, (layer,), down, up)
-    return y
+def joined(pairs, layers, scale, weights=None):
+    """Layers that read one input, adapted by pairs of (down, up), with gradients that start at zero."""
+    downs, ups = torch.cat([down.detach() for down, _ in pairs]), tuple(up.detach() for _, up in pairs)
+    return Adapted(
+        tuple(layers),
+        downs.requires_grad_(),
+        ups,
+        torch.zeros_like(downs),
+        tuple(torch.zeros_like(up) for up in ups),
+        scale,
+        weights or ResidentWeights(),
+    )
+
+
+def answers_of(x, group):
+    return AdaptedLinears.apply(x, group.downs, group)
+
+
+def gradients_of(group):
+    """Of each down and up, in the order of the layers."""
+    downs = group.downs_grad.chunk(len(group.layers))
+    return [factor for pair in zip(downs, group.ups_grad, strict=True) for factor in pair]
 
 
 def peft_layer(layer: nn.Linear, down, up, alpha: float) -> PeftLinear:
@@ -238,8 +258,10 @@ def test_the_adapted_layer_equals_pefts_in_value_and_gradients(shape, bias, alph
     tensors = (x, reference.lora_A["default"].weight, reference.lora_B["default"].weight)
     their_gradients = torch.autograd.grad(theirs, tensors, answer)
 
-    ours = adapted(x := input_of(shape), down, up, alpha / len(down), layer, ResidentWeights())
-    of_x, of_down, of_up = torch.autograd.grad(ours, (x, down, up), answer)
+    group = joined([(down, up)], [layer], alpha / len(down))
+    (ours,) = answers_of(x := input_of(shape), group)
+    (of_x,) = torch.autograd.grad(ours, x, answer)
+    of_down, of_up = gradients_of(group)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
     for one, other in zip((of_x, of_down, of_up.t()), their_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
@@ -256,7 +278,10 @@ def test_in_half_precision_the_adapted_layer_is_as_near_to_the_truth_as_pefts(dt
         return y, *torch.autograd.grad(y, tensors, grad.to(y.dtype))
 
     half = copy.deepcopy(layer).to(dtype)
-    ours = run(lambda x: adapted(x, down, up, 0.5, half, ResidentWeights()), (down, up))
+    group = joined([(down, up)], [half], 0.5)
+    (y,) = answers_of(x, group)
+    y.backward(grad)
+    ours = (y.detach(), *gradients_of(group))
     assert ours[0].dtype == dtype and ours[1].dtype == ours[2].dtype == torch.float32
 
     exact_layer = copy.deepcopy(half).double()
@@ -270,18 +295,43 @@ def test_in_half_precision_the_adapted_layer_is_as_near_to_the_truth_as_pefts(dt
         assert ours_off < max(1.5 * theirs_off, 2e-3 if dtype == torch.float16 else 1.5e-2)
 
 
-def test_the_gradients_of_the_adapted_layer_pass_a_finite_difference_check():
-    layer = randomised(nn.Linear(4, 3)).double()
-    down, up = (tensor.detach().double().requires_grad_() for tensor in factors(2, 4, 3))
+def test_the_gradients_of_the_adapted_layer_are_those_of_finite_differences():
+    layer, answer = randomised(nn.Linear(4, 3)).double(), torch.linspace(-1, 1, 18).view(2, 3, 3).double()
     x = input_of((2, 3, 4), torch.float64).detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda *tensors: adapted(*tensors, 0.7, layer, ResidentWeights()), (x, down, up))
+    group = joined([tuple(tensor.double() for tensor in factors(2, 4, 3))], [layer], 0.7)
+    assert torch.autograd.gradcheck(lambda x: answers_of(x, group), (x,))
+
+    for total in (group.downs_grad, *group.ups_grad):
+        total.zero_()
+    answers_of(x, group)[0].backward(answer)
+    tensors, found = (group.downs, *group.ups), (group.downs_grad, *group.ups_grad)
+    with torch.no_grad():
+        for tensor, gradient in zip(tensors, found, strict=True):
+            for place in itertools.product(*map(range, tensor.shape)):
+                both = []
+                for nudge in (1e-6, -2e-6):
+                    tensor[place] += nudge
+                    both.append((answers_of(x, group)[0] * answer).sum().item())
+                tensor[place] += 1e-6
+                assert gradient[place].item() == pytest.approx((both[0] - both[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def test_gradients_of_several_backwards_add_up():
+    layer, pair = randomised(nn.Linear(6, 5)), factors()
+    once, twice = joined([pair], [layer], 0.5), joined([pair], [layer], 0.5)
+    for group, times in ((once, 1), (twice, 2)):
+        for _ in range(times):
+            answers_of(input_of((4, 6)), group)[0].sum().backward()
+    for one, two in zip(gradients_of(once), gradients_of(twice), strict=True):
+        assert one.any()
+        torch.testing.assert_close(two, 2 * one)
 
 
 def test_the_adapted_layer_keeps_its_input_and_a_rank_wide_product_and_no_weight():
     layer, (down, up), kept = randomised(nn.Linear(6, 5)), factors(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        adapted(input_of((4, 6)), down, up, 1.0, layer, ResidentWeights())
-    assert [tuple(tensor.shape) for tensor in kept] == [(4, 6), (4, 3), (3, 6), (3, 5)]
+        answers_of(input_of((4, 6)), joined([(down, up)], [layer], 1.0))
+    assert [tuple(tensor.shape) for tensor in kept] == [(4, 6), (4, 3)]
     assert not addresses(kept) & addresses(layer.parameters())
 
 
@@ -289,8 +339,9 @@ def test_an_input_without_gradient_still_trains_the_adapter_and_reads_the_weight
     layer, (down, up), weights = randomised(nn.Linear(6, 5)), factors(), OneBuffer()
     reads = []
     weights.take, take = (lambda *args: reads.append(1) or take(*args)), weights.take
-    adapted(input_of((4, 6)).detach(), down, up, 1.0, layer, weights).sum().backward()
-    assert down.grad.abs().sum() > 0 and up.grad.abs().sum() > 0
+    group = joined([(down, up)], [layer], 1.0, weights)
+    answers_of(input_of((4, 6)).detach(), group)[0].sum().backward()
+    assert all(gradient.abs().sum() > 0 for gradient in gradients_of(group))
     assert len(reads) == 1
 
 
@@ -298,13 +349,14 @@ def test_an_adapter_with_zero_up_changes_nothing():
     layer, (down, up) = randomised(nn.Linear(6, 5)), factors()
     x = input_of((2, 4, 6))
     frozen = forward_of(layer, ResidentWeights(), copy_norm_input=False)
-    assert torch.equal(adapted(x, down, torch.zeros_like(up), 1.0, layer, ResidentWeights()), frozen(x))
+    (answer,) = answers_of(x, joined([(down, torch.zeros_like(up))], [layer], 1.0))
+    assert torch.equal(answer, frozen(x))
 
 
 # Several adapted layers that read one input
 
 
-def group(bias=(True, False, True), rank=3):
+def layers_and_pairs(bias=(True, False, True), rank=3):
     layers = tuple(
         randomised(nn.Linear(6, out, bias=own), seed)
         for seed, (out, own) in enumerate(zip((5, 7, 5), bias, strict=True))
@@ -320,7 +372,7 @@ def group(bias=(True, False, True), rank=3):
 @pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6)], ids=str)
 @pytest.mark.parametrize("alpha", [3.0, 1.0])
 def test_layers_that_read_one_input_equal_pefts_one_by_one(shape, alpha):
-    layers, pairs = group()
+    layers, pairs = layers_and_pairs()
     references = [peft_layer(layer, *pair, alpha) for layer, pair in zip(layers, pairs, strict=True)]
     x = input_of(shape)
     theirs = [reference(x) for reference in references]
@@ -330,36 +382,33 @@ def test_layers_that_read_one_input_equal_pefts_one_by_one(shape, alpha):
     ]
     of_x, *of_factors = torch.autograd.grad(theirs, [x, *tensors], answers)
 
-    factors_of_all = [factor for pair in pairs for factor in pair]
-    ours = AdaptedLinears.apply(x := input_of(shape), alpha / 3, ResidentWeights(), layers, *factors_of_all)
-    our_x, *our_factors = torch.autograd.grad(ours, [x, *factors_of_all], answers)
+    group = joined(pairs, layers, alpha / 3)
+    ours = answers_of(x := input_of(shape), group)
+    (our_x,) = torch.autograd.grad(ours, x, answers)
     for one, other in zip((*ours, our_x), (*theirs, of_x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    for number, (one, other) in enumerate(zip(our_factors, of_factors, strict=True)):
+    for number, (one, other) in enumerate(zip(gradients_of(group), of_factors, strict=True)):
         torch.testing.assert_close(one, other.t() if number % 2 else other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_of_a_group_whose_answer_is_not_used_gets_no_gradient_and_spoils_none():
-    layers, pairs = group()
-    factors_of_all = [factor for pair in pairs for factor in pair]
+    layers, pairs = layers_and_pairs()
     x = input_of((2, 4, 6))
-    first, *_ = AdaptedLinears.apply(x, 1.0, ResidentWeights(), layers, *factors_of_all)
-    of_x, *gradients = torch.autograd.grad(first.square().sum(), [x, *factors_of_all])
-    alone = adapted(x, *pairs[0], 1.0, layers[0], ResidentWeights())
-    expected = torch.autograd.grad(alone.square().sum(), [x, *pairs[0]])
-    for one, other in zip((of_x, *gradients[:2]), expected, strict=True):
+    together, alone = joined(pairs, layers, 1.0), joined(pairs[:1], layers[:1], 1.0)
+    of_x, expected = (torch.autograd.grad(answers_of(x, group)[0].square().sum(), x)[0] for group in (together, alone))
+    first, rest = gradients_of(together)[:2], gradients_of(together)[2:]
+    for one, other in zip((of_x, *first), (expected, *gradients_of(alone)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    assert not any(gradient.any() for gradient in gradients[2:])
+    assert not any(gradient.any() for gradient in rest)
 
 
 def test_weights_of_a_group_may_pass_through_one_buffer():
-    layers, pairs = group()
-    factors_of_all = [factor for pair in pairs for factor in pair]
+    layers, pairs = layers_and_pairs()
 
     def run(weights):
-        x = input_of((2, 4, 6))
-        answers = AdaptedLinears.apply(x, 0.5, weights, layers, *factors_of_all)
-        return torch.autograd.grad(sum(y.square().sum() for y in answers), [x, *factors_of_all])
+        x, group = input_of((2, 4, 6)), joined(pairs, layers, 0.5, weights)
+        of_x = torch.autograd.grad(sum(y.square().sum() for y in answers_of(x, group)), x)
+        return [*of_x, *gradients_of(group)]
 
     for one, other in zip(run(OneBuffer()), run(ResidentWeights()), strict=True):
         torch.testing.assert_close(one, other)

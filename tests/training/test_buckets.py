@@ -3,7 +3,15 @@ import random
 
 import pytest
 
-from lora_workbench.training.buckets import bucket_for, bucket_sizes, crop_box
+from lora_workbench.training.buckets import (
+    bucket_for,
+    bucket_sizes,
+    crop_box,
+    enlargement,
+    size_for,
+    size_notes,
+    sizes_for,
+)
 
 RESOLUTIONS = (64, 128, 256, 320, 512, 768, 1000, 1024, 1536)
 
@@ -71,3 +79,54 @@ def test_the_crop_is_given_in_pixels_of_the_original():
     assert crop_box(400, 100, (64, 64)) == (150, 0, 250, 100)
     assert crop_box(100, 400, (64, 64)) == (0, 150, 100, 250)
     assert crop_box(128, 64, (128, 64)) == (0, 0, 128, 64)
+
+
+def test_without_a_limit_a_picture_gets_its_nearest_shape_however_small_it_is():
+    assert size_for(300, 300, 1024) == (1024, 1024)
+    assert sizes_for(300, 300, [1024]) == ((1024, 1024),)
+
+
+def test_no_picture_is_lost_or_enlarged_beyond_the_limit():
+    drawn = random.Random(2)
+    for _ in range(2000):
+        width, height = drawn.randint(64, 4000), drawn.randint(64, 4000)
+        resolution, limit = drawn.choice(RESOLUTIONS[1:]), drawn.choice((1.0, 1.25, 2.0))
+        size = size_for(width, height, resolution, limit)
+        assert enlargement(width, height, size) <= limit
+        assert math.prod(size) <= resolution**2 and size[0] % 64 == size[1] % 64 == 0
+        bucket = bucket_for(width, height, bucket_sizes(resolution))
+        assert size == bucket or enlargement(width, height, bucket) > limit
+
+
+def test_a_small_picture_is_trained_at_as_many_of_its_own_pixels_as_it_has():
+    assert size_for(700, 500, 1024, 1.0) == (640, 448)
+    assert size_for(700, 500, 1024, 1.25) == (832, 576)  # 875 x 625
+    assert size_for(3000, 100, 1024, 1.0) == (2048, 64)
+    assert size_for(40, 200, 512, 1.0) == (64, 192)  # nothing smaller exists
+
+
+def test_a_picture_is_trained_at_every_resolution_it_is_large_enough_for():
+    assert sizes_for(2000, 2000, (1024, 512, 768)) == ((512, 512), (768, 768), (1024, 1024))
+    assert sizes_for(1000, 1000, (512, 768, 1024)) == ((512, 512), (768, 768), (960, 960))
+    assert sizes_for(520, 520, (512, 768, 1024)) == ((512, 512),)
+    assert sizes_for(520, 520, (512, 768, 1024), 2.0) == ((512, 512), (768, 768), (1024, 1024))
+
+
+def test_a_picture_too_small_for_every_resolution_is_still_trained_once():
+    assert sizes_for(300, 300, (512, 768)) == ((512, 512),)
+    assert sizes_for(300, 300, (512, 768), 1.0) == ((256, 256),)
+
+
+def test_pictures_that_are_too_small_are_listed():
+    pictures = [("a.png", 2000, 2000), ("b.png", 700, 500), ("c.png", 30, 30)]
+    assert size_notes(pictures, [1024]) == [
+        "2 of 3 pictures are smaller than 1024 x 1024, e.g. b.png (700 x 500): they are enlarged, which can teach blur."
+    ]
+    assert size_notes(pictures, [1024], 1.0) == [
+        "1 of 3 pictures is too small for 1024 x 1024 and trained smaller instead of enlarged: b.png at 640 x 448.",
+        "1 of 3 pictures is smaller than the smallest size to train at and enlarged, which can teach blur: "
+        "c.png (30 x 30, 2.1 times).",
+    ]
+    assert "instead of enlarged more than 1.25 times: b.png at 832 x 576" in size_notes(pictures, [1024], 1.25)[0]
+    assert size_notes(pictures[:1], [1024], 1.0) == size_notes(pictures[:1], [512, 1024]) == []
+    assert size_notes([(f"{n}.png", 700, 700) for n in range(12)], [1024], 1.0)[0].endswith("and 2 more.")

@@ -1,38 +1,65 @@
 """The Captioner protocol, and the loop that gives every image without a caption one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image, ImageOps
 
 from .sidecar import read_caption, write_caption
+from .text import clean
 
 MODES = ("only missing",)
 WRITTEN, KEPT, FAILED = "written", "kept", "failed"
-
-
-class Captioner(Protocol):
-    """Says what is in a picture. "" means that it has nothing to say."""
-
-    def caption(self, image: Image.Image) -> str: ...
+OF_ONE_PICTURE = (OSError, ValueError, RuntimeError, LookupError, TypeError)
+"""What a captioner may raise because of one picture; the others are still captioned."""
 
 
 @dataclass(frozen=True)
-class FixedCaption:
-    """A captioner that says the same of every picture, such as the trigger word alone.
+class Answer:
+    """What a captioner says of one picture, or why it cannot; one of the two, both "" where it has nothing to say."""
 
-    Without any words it fails with the reason ``without_words``.
+    text: str = ""
+    error: str = ""
+
+
+class CaptioningStopped(Exception):
+    """Raised by a captioner that cannot caption any picture from now on: a refused key, a server that is gone."""
+
+
+class Captioner(Protocol):
+    """Says what is in pictures, as many at once as it likes.
+
+    ``caption`` takes RGB pictures and answers in their order. It puts what is wrong with one picture into that
+    picture's answer, or raises, upon which the pictures are asked for one by one; `CaptioningStopped` ends the run.
     """
 
-    words: str
-    without_words: str = "there are no words to write"
+    batch_size: int
+    writes_tags: bool
+    """Whether it answers in comma-separated tags, whatever it is asked."""
 
-    def caption(self, image: Image.Image) -> str:
-        if not self.words.strip():
-            raise ValueError(self.without_words)
-        return self.words
+    def caption(self, images: Sequence[Image.Image], instruction: str) -> list[Answer]: ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A captioner that looks at nothing and says what it is told: the trigger word, or the words of a file name."""
+
+    without_words: str = "there are no words to write"
+    batch_size: int = 1
+    writes_tags: bool = False
+
+    def caption(self, images: Sequence[Image.Image], instruction: str) -> list[Answer]:
+        answer = Answer(instruction) if instruction.strip() else Answer(error=self.without_words)
+        return [answer for _ in images]
+
+    def close(self) -> None:
+        """It has no memory."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +77,88 @@ def caption_folder(
     captioner: Captioner,
     mode: str = MODES[0],
     *,
+    instruction: Callable[[Path], str] = lambda path: "",
+    finish: Callable[[Path, str], str] = lambda path, answer: clean(answer),
     open_image: Callable[[Path], Image.Image] | None = None,
 ) -> Iterator[Report]:
-    """Caption the images one by one, yielding a report after each; stopping early keeps what is written.
+    """Caption the images, yielding a report after each; stopping early keeps what is written.
 
-    In the mode "only missing" a caption that exists is never touched, and its image is not even opened.
-    ``open_image`` reads a picture as RGB and raises ValueError where it cannot.
+    The captioner gets ``batch_size`` images at once and is closed at the end, whatever the end is. In the mode
+    "only missing" a caption that exists is never touched, and its image is not even opened. ``instruction`` says what
+    to ask about an image, ``finish`` makes a caption of the answer ("" when the answer is none), and ``open_image``
+    reads a picture as RGB and raises ValueError where it cannot.
     """
     if mode not in MODES:
         raise ValueError(f"The captioning mode '{mode}' is not known. Choose one of: {', '.join(MODES)}.")
-    for path in paths:
-        yield _caption_one(path, captioner, open_image or open_upright)
-
-
-def _caption_one(path: Path, captioner: Captioner, open_image: Callable[[Path], Image.Image]) -> Report:
+    work = _Work(captioner, instruction, finish, open_image or open_upright)
+    waiting: list[Path] = []
     try:
-        if existing := read_caption(path):
-            return Report(path, KEPT, existing)
-        caption = captioner.caption(open_image(path)).strip()
+        for path in paths:
+            if done := _settled(path):
+                yield done
+                continue
+            waiting.append(path)
+            if len(waiting) >= captioner.batch_size:
+                yield from work.reports(waiting)
+                waiting = []
+        yield from work.reports(waiting)
+    finally:
+        captioner.close()
+
+
+def _settled(path: Path) -> Report | None:
+    """The report of an image that needs no captioner: it keeps its caption, or has one that cannot be read."""
+    try:
+        existing = read_caption(path)
+    except OSError as error:
+        return _failed(path, error)
+    return Report(path, KEPT, existing) if existing else None
+
+
+@dataclass(frozen=True)
+class _Work:
+    captioner: Captioner
+    instruction: Callable[[Path], str]
+    finish: Callable[[Path, str], str]
+    open_image: Callable[[Path], Image.Image]
+
+    def reports(self, paths: Sequence[Path]) -> Iterator[Report]:
+        """Caption these images, those that are asked the same question at once."""
+        pictures = []
+        for path in paths:
+            try:
+                pictures.append((path, self.open_image(path)))
+            except (OSError, ValueError) as error:
+                yield _failed(path, error)
+        for question, group in groupby(pictures, key=lambda picture: self.instruction(picture[0])):
+            asked = list(group)
+            for (path, _), answer in zip(asked, self._ask([image for _, image in asked], question), strict=True):
+                yield self._write(path, answer)
+
+    def _ask(self, images: list[Image.Image], question: str) -> list[Answer]:
+        try:
+            answers = self.captioner.caption(images, question)
+            if len(answers) != len(images):
+                raise RuntimeError(f"the captioner gave {len(answers)} answers for {len(images)} pictures")
+            return answers
+        except OF_ONE_PICTURE as error:
+            if len(images) == 1:
+                return [Answer(error=_first_line(error))]
+        # Which of them it was shows when they are asked for one by one.
+        return [answer for image in images for answer in self._ask([image], question)]
+
+    def _write(self, path: Path, answer: Answer) -> Report:
+        if answer.error:
+            return _failed(path, answer.error)
+        caption = self.finish(path, answer.text)
         if not caption:
-            return Report(path, FAILED, reason="the captioner had nothing to say about it")
-        write_caption(path, caption)
-    except (OSError, ValueError, RuntimeError) as error:
-        # The report names the file already.
-        return Report(path, FAILED, reason=_first_line(error).removeprefix(f"{path.name} "))
-    return Report(path, WRITTEN, caption)
+            said = " ".join(answer.text.split())[:80]
+            return _failed(path, f"the model refused: {said}" if said else "the captioner had nothing to say about it")
+        try:
+            write_caption(path, caption)
+        except (OSError, ValueError) as error:
+            return _failed(path, error)
+        return Report(path, WRITTEN, caption)
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -90,8 +174,14 @@ def open_upright(path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def _failed(path: Path, error: BaseException | str) -> Report:
+    reason = error if isinstance(error, str) else _first_line(error)
+    # The report names the file already.
+    return Report(path, FAILED, reason=reason.removeprefix(f"{path.name} "))
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def summary(reports: Iterable[Report]) -> str:

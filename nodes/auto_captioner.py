@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..captioning.captioner import MODES, Captioner, FixedCaption, caption_folder, summary
+from ..captioning.captioner import MODES, Captioner, Told, caption_folder, summary
+from ..captioning.style import INSTRUCTIONS, SENTENCES, TAGS
+from ..captioning.text import clean, clean_tags
 from ..captioning.vision_language import VisionLanguageCaptioner
 from ..training.dataset import Dataset, with_captions
 from ..training.images import open_image
@@ -13,7 +15,8 @@ from .host.progress import Progress, throw_if_cancelled
 from .sockets import CATEGORY, DATASET
 
 TRIGGER_ONLY, CONNECTED_CLIP = "trigger word only", "connected clip"
-AUTOMATIC, SENTENCES, TAGS = "automatic", "sentences", "tags"
+AUTOMATIC = "automatic"
+CLEANERS = {SENTENCES: clean, TAGS: clean_tags}
 
 
 class LoraWorkbenchAutoCaptioner(io.ComfyNode):
@@ -56,11 +59,20 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Dataset, captioner: str, style: str, mode: str, clip=None) -> io.NodeOutput:
-        writer = captioner_for(captioner, style, clip, dataset.trigger_word)
+        writer = captioner_for(captioner, clip)
+        style = SENTENCES if style == AUTOMATIC else style
+        question = INSTRUCTIONS[style] if captioner == CONNECTED_CLIP else dataset.trigger_word
         paths = [example.path for example in (*dataset.examples, *dataset.held_out)]
         progress, reports = Progress(cls.hidden.unique_id), []
         progress.phase(f"Captioning {len(paths)} pictures")
-        for report in caption_folder(paths, writer, mode, open_image=open_image):
+        for report in caption_folder(
+            paths,
+            writer,
+            mode,
+            instruction=lambda path: question,
+            finish=lambda path, answer: CLEANERS[style](answer),
+            open_image=open_image,
+        ):
             reports.append(report)
             progress.phase(f"Captioned {len(reports)} of {len(paths)}")
             progress.update(len(reports), len(paths))
@@ -69,7 +81,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
         return io.NodeOutput(with_captions(dataset, known), summary(reports))
 
 
-def captioner_for(captioner: str, style: str, clip, trigger_word: str) -> Captioner:
+def captioner_for(captioner: str, clip) -> Captioner:
     """The captioner of these settings; ValueError in one sentence when it cannot work."""
     if captioner == CONNECTED_CLIP:
         if clip is None:
@@ -77,5 +89,5 @@ def captioner_for(captioner: str, style: str, clip, trigger_word: str) -> Captio
                 "captioner is 'connected clip', but no clip is connected: connect a vision-language model from Load "
                 "CLIP, or choose 'trigger word only'."
             )
-        return VisionLanguageCaptioner(captions.generator_of(clip), SENTENCES if style == AUTOMATIC else style)
-    return FixedCaption(trigger_word, without_words="there is no trigger word: give one in LoRA Dataset Loader")
+        return VisionLanguageCaptioner(captions.generator_of(clip))
+    return Told(without_words="there is no trigger word: give one in LoRA Dataset Loader")

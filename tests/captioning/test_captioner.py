@@ -1,20 +1,39 @@
 import pytest
 from PIL import Image
 
-from lora_workbench.captioning.captioner import FAILED, FixedCaption, Report, caption_folder, summary
+from lora_workbench.captioning.captioner import (
+    FAILED,
+    Answer,
+    CaptioningStopped,
+    Report,
+    Told,
+    caption_folder,
+    summary,
+)
 from lora_workbench.captioning.sidecar import read_caption
+from lora_workbench.captioning.text import clean, clean_tags
 from lora_workbench.captioning.vision_language import VisionLanguageCaptioner
 
 
 class Sizes:
-    """Says how large a picture is, and remembers what it was shown."""
+    """Says how large a picture is, and remembers what it was shown; cannot bear pictures of the colours in ``bad``."""
 
-    def __init__(self):
-        self.shown = []
+    writes_tags = False
 
-    def caption(self, image):
-        self.shown.append(image)
-        return f"{image.width} by {image.height}"
+    def __init__(self, batch_size=1, bad=(), error=None):
+        self.batch_size, self.bad = batch_size, bad
+        self.error = error or RuntimeError("out of memory")
+        self.shown, self.batches, self.closed = [], [], 0
+
+    def caption(self, images, instruction):
+        self.batches.append((len(images), instruction))
+        if any(image.getpixel((0, 0)) in self.bad for image in images):
+            raise self.error
+        self.shown += images
+        return [Answer(f"{image.width} by {image.height}") for image in images]
+
+    def close(self):
+        self.closed += 1
 
 
 @pytest.fixture
@@ -73,7 +92,7 @@ def test_nothing_to_say_writes_no_file(pictures):
     assert summary(caption_folder(pictures[:1], silent)).endswith(
         "1 failed: a.png: the captioner had nothing to say about it"
     )
-    assert summary(caption_folder(pictures[:1], FixedCaption(" ", without_words="no word"))).endswith("a.png: no word")
+    assert summary(caption_folder(pictures[:1], Told("no word"))).endswith("a.png: no word")
     assert not pictures[0].with_suffix(".txt").exists()
 
 
@@ -84,19 +103,57 @@ def test_pictures_that_failed_alike_are_named_together(tmp_path):
 
 
 def test_stopping_keeps_what_is_done(pictures):
-    reports = caption_folder(pictures, FixedCaption("ohwx"))
+    captioner = Sizes()
+    reports = caption_folder(pictures, captioner)
     next(reports)
     reports.close()
     assert [bool(read_caption(path)) for path in pictures] == [True, False, False]
+    assert captioner.closed == 1
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (8, [3])])
+def test_a_captioner_gets_as_many_pictures_at_once_as_it_wants(pictures, batch_size, batches):
+    captioner = Sizes(batch_size)
+    reports = list(caption_folder(pictures, captioner))
+    assert [size for size, _ in captioner.batches] == batches
+    assert [report.path for report in reports] == pictures and captioner.closed == 1
+
+
+def test_a_bad_picture_does_not_lose_its_batch(pictures):
+    Image.new("RGB", (8, 6), "blue").save(pictures[1])
+    captioner = Sizes(3, bad=[(0, 0, 255)])
+    assert summary(caption_folder(pictures, captioner)) == "2 written, 0 kept (yours), 1 failed: b.png: out of memory"
+    assert [size for size, _ in captioner.batches] == [3, 1, 1, 1]
+
+
+def test_a_batch_with_too_few_answers_is_asked_for_one_by_one(pictures):
+    class Lazy(Sizes):
+        def caption(self, images, instruction):
+            return super().caption(images, instruction)[:1]
+
+    assert summary(caption_folder(pictures, Lazy(3))) == "3 written, 0 kept (yours), 0 failed"
+
+
+def test_pictures_with_a_question_of_their_own_are_asked_apart(pictures):
+    captioner = Sizes(3)
+    list(caption_folder(pictures, captioner, instruction=lambda path: "first" if path == pictures[0] else "others"))
+    assert captioner.batches == [(1, "first"), (2, "others")]
+
+
+def test_a_captioner_that_cannot_go_on_ends_the_run_and_keeps_what_is_done(pictures):
+    Image.new("RGB", (8, 6), "blue").save(pictures[1])
+    captioner = Sizes(bad=[(0, 0, 255)], error=CaptioningStopped("the key is refused"))
+    with pytest.raises(CaptioningStopped, match="the key is refused"):
+        list(caption_folder(pictures, captioner))
+    assert [bool(read_caption(path)) for path in pictures] == [True, False, False]
+    assert captioner.closed == 1
 
 
 def test_an_interrupt_is_not_a_failed_picture(pictures):
-    class Interrupted:
-        def caption(self, image):
-            raise KeyboardInterrupt
-
+    captioner = Sizes(bad=[(255, 0, 0)], error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        list(caption_folder(pictures, Interrupted()))
+        list(caption_folder(pictures, captioner))
+    assert captioner.closed == 1
 
 
 def test_pictures_are_shown_upright_and_on_white(tmp_path):
@@ -116,17 +173,17 @@ def test_an_unknown_mode_is_refused(pictures):
         list(caption_folder(pictures, Sizes(), mode="all"))
 
 
-def test_the_answer_of_a_model_is_cleaned_by_style():
-    picture = Image.new("RGB", (8, 8))
-    asked = []
-
-    def generate(image, instruction):
-        asked.append(instruction)
-        return "Sure! Here are the words: fox,  snow, fox"
-
-    assert VisionLanguageCaptioner(generate, "tags").caption(picture) == "fox, snow"
-    assert VisionLanguageCaptioner(generate).caption(picture) == "fox, snow, fox"
-    assert "comma-separated" in asked[0] and "paragraph" in asked[1]
+def test_an_answer_becomes_a_caption_as_the_caller_wants_it(pictures):
+    captioner = VisionLanguageCaptioner(lambda image, instruction: f"Sure! Here are the words: {instruction}, fox")
+    finishes = {pictures[0]: clean_tags, pictures[1]: clean}
+    for _ in caption_folder(
+        pictures[:2],
+        captioner,
+        instruction=lambda path: "fox",
+        finish=lambda path, answer: finishes[path](answer),
+    ):
+        pass
+    assert [read_caption(path) for path in pictures[:2]] == ["fox", "fox, fox"]
 
 
 def test_a_refusal_is_reported_in_the_words_of_the_model(pictures):

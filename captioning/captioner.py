@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image, ImageOps
 
-from .sidecar import read_caption, write_caption
+from .caption_file import read_caption, write_caption
 from .text import clean
 
 MODES = ("only missing",)

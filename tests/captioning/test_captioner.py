@@ -1,6 +1,7 @@
 import pytest
 from PIL import Image
 
+from lora_workbench.captioning.caption_file import read_caption
 from lora_workbench.captioning.captioner import (
     FAILED,
     Answer,
@@ -10,7 +11,6 @@ from lora_workbench.captioning.captioner import (
     caption_folder,
     summary,
 )
-from lora_workbench.captioning.sidecar import read_caption
 from lora_workbench.captioning.text import clean, clean_tags
 from lora_workbench.captioning.vision_language import VisionLanguageCaptioner
 

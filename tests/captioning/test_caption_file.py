@@ -1,0 +1,52 @@
+import pytest
+
+from lora_workbench.captioning.caption_file import caption_path, read_caption, write_caption
+
+
+def test_a_caption_reads_back_as_written(tmp_path):
+    write_caption(tmp_path / "cat.png", "  eine Katze im Schloß \u2013 müde \n")
+    assert read_caption(tmp_path / "cat.png") == "eine Katze im Schloß \u2013 müde"
+
+
+def test_the_file_is_utf8_without_byte_order_mark_and_nothing_else_is_left(tmp_path):
+    write_caption(tmp_path / "cat.v2.png", "müde")
+    assert (tmp_path / "cat.v2.txt").read_bytes() == "müde\n".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.v2.txt"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_captions_in_other_encodings_are_read(tmp_path, encoding):
+    (tmp_path / "cat.txt").write_bytes("müde Katze\r\n".encode(encoding))
+    assert read_caption(tmp_path / "cat.jpg") == "müde Katze"
+
+
+def test_a_caption_file_in_capitals_is_the_caption(tmp_path):
+    (tmp_path / "cat.TXT").write_text("a cat")
+    assert read_caption(tmp_path / "cat.png") == "a cat"
+    write_caption(tmp_path / "cat.png", "a dog")
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.TXT"]
+
+
+def test_a_missing_or_blank_file_is_no_caption(tmp_path):
+    assert read_caption(tmp_path / "cat.png") == ""
+    (tmp_path / "cat.txt").write_text(" \n")
+    assert read_caption(tmp_path / "cat.png") == ""
+
+
+def test_an_empty_caption_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="cat.png is empty"):
+        write_caption(tmp_path / "cat.png", " \n")
+    assert not caption_path(tmp_path / "cat.png").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_caption(tmp_path, monkeypatch):
+    write_caption(tmp_path / "cat.png", "old")
+
+    def refuse(source, target):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(PermissionError):
+        write_caption(tmp_path / "cat.png", "new")
+    assert read_caption(tmp_path / "cat.png") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.txt"]

@@ -1,0 +1,15 @@
+"""What is the same for every model that is shown a picture and asked to describe it."""
+
+from PIL import Image
+
+LONGEST_ANSWER = 300
+"""Tokens; more than any text encoder of an image model reads with attention."""
+LONGEST_SIDE = 1024
+"""Pixels; what a model reads grows with the area, and captions do not get better beyond this."""
+
+
+def shrunk(image: Image.Image, longest_side: int = LONGEST_SIDE) -> Image.Image:
+    """A copy of the picture, no longer on any side than ``longest_side``; smaller ones keep their size."""
+    image = image.copy()
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return image

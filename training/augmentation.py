@@ -68,11 +68,9 @@ class View:
             seen = adjustment(seen).enhance(factor) if factor != 1 else seen
         return seen
 
-    def mask(self, mask: Image.Image, of: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-        """A grey picture that lies over one of the size `of`, seen this way: the mean of what each pixel covers."""
-        scale = (mask.width / of[0], mask.height / of[1]) * 2
-        box = [min(edge * factor, limit) for edge, factor, limit in zip(self.box, scale, mask.size * 2, strict=True)]
-        return self._turned(mask.resize(size, Image.Resampling.BOX, box=box))
+    def mask(self, mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """A grey picture of the size of the whole picture, seen this way at `size`: the mean of what a pixel covers."""
+        return self._turned(mask.resize(size, Image.Resampling.BOX, box=self.box))
 
     def _turned(self, image: Image.Image) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image

@@ -7,7 +7,7 @@ import hashlib
 from comfy_api.latest import io, ui
 
 from ..training import contact_sheet
-from ..training.dataset import scan
+from ..training.folder import scan
 from ..training.dataset_report import describe
 from .host import folders
 from .pictures import to_image

@@ -1,5 +1,7 @@
 """Picture files made on the spot, and an encoder that writes down what it was asked."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import torch
@@ -14,6 +16,23 @@ def draw(path: Path, size: tuple[int, int] = (64, 64), colour="red", caption: st
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
+
+
+def png(size: tuple[int, int], bits: int, colours: int, pixels: bytes) -> bytes:
+    """A PNG file with this header, whether or not the pixels, each row behind a filter byte, go with it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", *size, bits, colours, 0, 0, 0)
+    data = zlib.compress(pixels) if pixels else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def deep_png(size: tuple[int, int] = (96, 64)) -> bytes:
+    """A PNG file with 16 bits for each of red, green and blue."""
+    row = b"\0" + struct.pack(">3H", 0xC080, 0x4040, 0x0101) * size[0]
+    return png(size, 16, 2, row * size[1])
 
 
 class ToyEncoder:

@@ -22,7 +22,8 @@ from lora_workbench.nodes.checkpoint_picker import LoraWorkbenchCheckpointPicker
 from lora_workbench.nodes.host.model import family_of
 from lora_workbench.nodes.host.sampling import PREVIEW_STEPS
 from lora_workbench.nodes.trainer import CONTINUE, LoraWorkbenchTrainer
-from lora_workbench.training.dataset import Dataset, scan
+from lora_workbench.training.dataset import Dataset
+from lora_workbench.training.folder import scan
 
 RESOLUTION = 64
 SEVERAL_BUCKETS = 128

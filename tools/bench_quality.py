@@ -21,7 +21,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path) -> dict[str,
     from lora_workbench.nodes import job
     from lora_workbench.nodes.host import loras
     from lora_workbench.nodes.host.progress import Progress
-    from lora_workbench.training.dataset import scan
+    from lora_workbench.training.folder import scan
     from lora_workbench.training.presets import ExpertSettings
     from toyworld import drawing
     from toyworld.node_pack import models

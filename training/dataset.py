@@ -1,23 +1,18 @@
-"""A folder of pictures, with a text file beside each, as a Dataset."""
+"""What is trained on: examples, datasets, and what can be done with them without opening a file."""
 
-import hashlib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import ImageColor
+
 from .augmentation import Augmentation
-from .images import image_size
 from .wording import Wording
 
-# What a picture is for: to learn from, to remember (class pictures), or to measure with.
+# What a picture is for: to learn from, to remember (pictures of the class), or to measure with.
 TRAIN, REGULARIZATION, VALIDATION = "train", "regularization", "validation"
-
-# HEIC is listed so that phone pictures which cannot be read are named instead of passed over.
-PICTURE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"]
-)
+ROLES = (TRAIN, REGULARIZATION, VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of a folder, to train on and held out for validation; `notes` says in sentences what is odd."""
+    """The pictures of one folder or several, to train on and held out for validation, and how they are trained.
+
+    `notes` says in sentences what is odd. Raises ValueError for a setting that cannot be.
+    """
 
     folder: Path
     examples: tuple[Example, ...]
@@ -54,37 +52,13 @@ class Dataset:
     wording: Wording = Wording()
     augmentation: Augmentation = Augmentation()
 
-
-def scan(
-    folder: Path, *, trigger_word: str = "", resolution: int = 1024, hold_out: int | None = None, repeats: int = 1
-) -> Dataset:
-    """The pictures of `folder` and of its kohya sub-folders `N_name`, whose pictures are repeated N times as often.
-
-    Pictures that cannot be read become notes. `hold_out` of them, chosen by file name, are kept from training; None
-    means none of fewer than 10 pictures and up to 8 of many. Raises FileNotFoundError when there is no such folder,
-    ValueError when nothing in it can be trained on.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
-    folder, trigger_word = Path(folder).absolute(), trigger_word.strip()
-    examples, uncaptioned, notes = [], [], list(_folder_notes(folder))
-    for path, times in _pictures(folder):
+    def __post_init__(self) -> None:
+        if self.largest_enlargement and self.largest_enlargement < 1:
+            raise ValueError(f"largest_enlargement must be 0 or at least 1, got {self.largest_enlargement:g}.")
         try:
-            width, height = image_size(path)
+            ImageColor.getrgb(self.background)
         except ValueError as error:
-            notes.append(f"Left out: {error}")
-            continue
-        caption, trouble = _caption_beside(path)
-        notes.extend(trouble)
-        if not caption:
-            uncaptioned.append(path)
-        examples.append(Example(path, insert_trigger(caption, trigger_word), width, height, times * repeats))
-    if not examples:
-        raise ValueError(f"None of the pictures in {folder} can be read, e.g. {notes[-1].removeprefix('Left out: ')}")
-    notes += _size_notes(examples, resolution)
-    train, kept = _split(examples, _hold_out_count(len(examples), hold_out))
-    dataset = Dataset(folder, train, kept, trigger_word, resolution, tuple(notes), tuple(uncaptioned))
-    return replace(dataset, notes=dataset.notes + _caption_notes(dataset))
+            raise ValueError(f"background is '{self.background}': give a colour such as white or #808080.") from error
 
 
 def insert_trigger(caption: str, trigger: str) -> str:
@@ -95,13 +69,22 @@ def insert_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption.strip() else trigger
 
 
+def lines_of(text: str) -> list[str]:
+    """The captions in a text, one a line."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def with_captions(dataset: Dataset, captions: Mapping[Path, str]) -> Dataset:
-    """The dataset with new captions for the pictures in `captions`, the trigger word inserted where it is absent."""
+    """The dataset with new captions, one a line, for the pictures in `captions`; the trigger word of each concept is
+    inserted where it is absent, and a picture without words is called by its class.
+    """
 
     def recaptioned(example: Example) -> Example:
         if example.path not in captions:
             return example
-        return replace(example, caption=insert_trigger(captions[example.path].strip(), dataset.trigger_word))
+        lines = lines_of(captions[example.path]) or [example.class_words]
+        first, *others = (insert_trigger(line, example.trigger_word) for line in lines)
+        return replace(example, caption=first, variants=tuple(others))
 
     emptied = tuple(e.path for e in dataset.examples + dataset.held_out if not captions.get(e.path, "kept").strip())
     changed = replace(
@@ -110,13 +93,61 @@ def with_captions(dataset: Dataset, captions: Mapping[Path, str]) -> Dataset:
         held_out=tuple(map(recaptioned, dataset.held_out)),
         uncaptioned=tuple(path for path in dataset.uncaptioned if path not in captions) + emptied,
     )
-    stale = _caption_notes(dataset)
-    return replace(changed, notes=tuple(n for n in dataset.notes if n not in stale) + _caption_notes(changed))
+    return replace(changed, notes=_other_notes(dataset) + caption_notes(changed))
 
 
-def read_caption(path: Path) -> str:
-    """The text of a caption file in UTF-8, UTF-16 or Windows-1252, verbatim but for blanks around it."""
-    return _decoded(path.read_bytes()).lstrip("\ufeff").replace("\r\n", "\n").strip()
+def joined(datasets: Sequence[Dataset]) -> Dataset:
+    """The pictures of all datasets as one, each with its own trigger word, repeats, weight and role.
+
+    The last of them decides how they are trained, and a note says where another one differs. Pictures that are held
+    out in one of them are trained on in none.
+    """
+    last = datasets[-1]
+    held_out = {example.path: example for dataset in datasets for example in dataset.held_out}
+    examples = tuple(e for dataset in datasets for e in dataset.examples if e.path not in held_out)
+    both = sum(len(dataset.examples) for dataset in datasets) - len(examples)
+    notes = [note for dataset in datasets for note in _other_notes(dataset)]
+    notes += (note for dataset in datasets[:-1] for note in _differences(dataset, last))
+    if both:
+        notes.append(f"{both} pictures are in one dataset to train on and in another to measure with: only the latter.")
+    whole = replace(
+        last,
+        examples=examples,
+        held_out=tuple(held_out.values()),
+        trigger_word=", ".join(unique(dataset.trigger_word for dataset in datasets)),
+        uncaptioned=tuple(unique(path for dataset in datasets for path in dataset.uncaptioned)),
+    )
+    return replace(whole, notes=(*unique(notes), *caption_notes(whole)))
+
+
+def resolutions_in(text: str, resolution: int) -> tuple[int, ...]:
+    """All sizes to train at when those in a text such as "512, 768" come on top of `resolution`; () when none does."""
+    words = re.split(r"[\s,;]+", text.strip(" \t\n,;"))
+    if any(not word.isdecimal() for word in words if word):
+        raise ValueError(f"extra_resolutions is '{text}': give whole numbers with commas between, such as 512, 768.")
+    extra = {int(word) for word in words if word} - {resolution}
+    return tuple(sorted({*extra, resolution})) if extra else ()
+
+
+def caption_notes(dataset: Dataset) -> tuple[str, ...]:
+    """What is told about pictures without a caption."""
+    missing = set(dataset.uncaptioned)
+    pictures = dataset.examples + dataset.held_out
+    if not missing:
+        return ()
+    used = {example.caption for example in pictures if example.path in missing}
+    triggers = {example.trigger_word for example in pictures} | {dataset.trigger_word}
+    instead = "the name of their folder is used"
+    if used <= triggers:
+        instead = "no text at all is used" if used <= {""} else "the trigger word alone is used"
+    have = "has" if len(missing) == 1 else "have"
+    counted = f"{len(missing)} of {len(pictures)} pictures {have}"
+    return (f"{counted} no caption, e.g. {dataset.uncaptioned[0].name}: {instead}.",)
+
+
+def unique(items: Iterable) -> list:
+    """The items that say something, each once, in their order."""
+    return [item for item in dict.fromkeys(items) if item]
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -125,106 +156,15 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _decoded(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    if data.count(0) * 4 > len(data):  # UTF-16 without a mark: in Latin letters every second byte is zero
-        return data.decode("utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+def _other_notes(dataset: Dataset) -> tuple[str, ...]:
+    """The notes that new captions leave as they are."""
+    stale = caption_notes(dataset)
+    return tuple(note for note in dataset.notes if note not in stale)
 
 
-def _pictures(folder: Path) -> list[tuple[Path, int]]:
-    """(path, repeats) of every picture file in natural order; raises when there is no folder or no picture."""
-    if not folder.exists():
-        raise FileNotFoundError(f"The folder {folder} does not exist: check the path for typing errors.")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give the folder it lies in.")
-    found = [(path, times) for source, times in _sources(folder) for path in _visible(source) if _is_picture(path)]
-    if not found:
-        raise ValueError(f"The folder {folder} has no pictures: put files such as .png, .jpg or .webp into it.")
-    return sorted(found, key=lambda item: (natural_key(item[0].relative_to(folder).as_posix()), item[0]))
-
-
-def _sources(folder: Path) -> Iterator[tuple[Path, int]]:
-    yield folder, 1
-    for path in _visible(folder):
-        if path.is_dir() and _kohya_repeats(path.name):
-            yield path, _kohya_repeats(path.name)
-
-
-def _kohya_repeats(name: str) -> int:
-    """The N of a folder called `N_name`, or 0."""
-    match = re.match(r"(\d{1,6})_", name, re.ASCII)
-    return int(match[1]) if match else 0
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
-
-
-def _caption_beside(picture: Path) -> tuple[str, list[str]]:
-    """The caption of a picture, "" when there is none, and a note when its file cannot be read."""
-    path = next((p for p in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")) if p.is_file()), None)
-    if path is None:
-        return "", []
-    try:
-        return read_caption(path), []
-    except OSError as error:
-        return "", [
-            f"The caption file {path.name} cannot be read ({error.strerror}): its picture counts as without caption."
-        ]
-
-
-def _hold_out_count(count: int, wanted: int | None) -> int:
-    if wanted is None:
-        return min(8, count // 10) if count >= 40 else 4 if count >= 20 else 2 if count >= 10 else 0
-    if not 0 <= wanted < count:
-        raise ValueError(
-            f"hold_out must lie between 0 and {count - 1} for a folder with {count} pictures, got {wanted}."
-        )
-    return wanted
-
-
-def _split(examples: Sequence[Example], count: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(to train on, held out): the smallest name hashes are held out, so that new files rarely change the choice."""
-    ranked = sorted(examples, key=lambda e: (hashlib.sha256(os.fsencode(e.path.name)).digest(), e.path))
-    chosen = {example.path for example in ranked[:count]}
-    return tuple(e for e in examples if e.path not in chosen), tuple(e for e in examples if e.path in chosen)
-
-
-def _folder_notes(folder: Path) -> Iterator[str]:
-    if not folder.is_dir():
-        return
-    for path in _visible(folder):
-        if path.is_dir() and not _kohya_repeats(path.name) and any(map(_is_picture, _visible(path))):
-            yield f"The sub-folder {path.name} is not read: call it 1_{path.name} to train on its pictures too."
-
-
-def _size_notes(examples: Sequence[Example], resolution: int) -> list[str]:
-    small = [e for e in examples if e.width * e.height < resolution**2]
-    if not small:
-        return []
-    first = f"{small[0].path.name} ({small[0].width} x {small[0].height})"
-    return [
-        f"{_of_all(small, examples)} smaller than {resolution} x {resolution}, e.g. {first}: "
-        "they are enlarged, which can teach blur."
-    ]
-
-
-def _caption_notes(dataset: Dataset) -> tuple[str, ...]:
-    if not dataset.uncaptioned:
-        return ()
-    instead = "the trigger word alone is used" if dataset.trigger_word else "no text at all is used"
-    counted = _of_all(dataset.uncaptioned, dataset.examples + dataset.held_out, "have", "has")
-    return (f"{counted} no caption, e.g. {dataset.uncaptioned[0].name}: {instead}.",)
-
-
-def _of_all(some: Sequence, everything: Sequence, many: str = "are", one: str = "is") -> str:
-    return f"{len(some)} of {len(everything)} pictures {one if len(some) == 1 else many}"
+def _differences(dataset: Dataset, last: Dataset) -> list[str]:
+    """A note on the settings of a dataset that the last one overrules."""
+    names = ("resolution", "resolutions", "background", "largest_enlargement", "wording", "augmentation")
+    other = [name for name in names if getattr(dataset, name) != getattr(last, name)]
+    told = f"the last loader decides how all pictures are trained, so its own {', '.join(other)} do not count"
+    return [f"{dataset.folder.name}: {told}."] if other else []

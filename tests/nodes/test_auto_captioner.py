@@ -13,7 +13,7 @@ from PIL import Image
 from lora_workbench.nodes import auto_captioner
 from lora_workbench.nodes.auto_captioner import LoraWorkbenchAutoCaptioner
 from lora_workbench.nodes.host import captions
-from lora_workbench.training.dataset import scan
+from lora_workbench.training.folder import scan
 
 pytestmark = pytest.mark.comfy
 VISION = {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "deepstack_visual_indexes": [0, 1], "num_heads": 2}

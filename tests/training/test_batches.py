@@ -9,7 +9,8 @@ from pictures import ToyEncoder, draw
 from lora_workbench.training import batches as batches_module
 from lora_workbench.training.batches import Batches, load
 from lora_workbench.training.cache import Cached, encode
-from lora_workbench.training.dataset import Example, scan
+from lora_workbench.training.dataset import Example
+from lora_workbench.training.folder import scan
 
 SIZES = ((64, 64), (128, 64), (64, 128))
 

@@ -6,7 +6,7 @@ from PIL import Image, ImageFont
 
 from lora_workbench.training import contact_sheet
 from lora_workbench.training.contact_sheet import CELL, CROP, GAP, HELD_OUT, MARGIN, MISSING, wrap
-from lora_workbench.training.dataset import scan
+from lora_workbench.training.folder import scan
 
 FONT = ImageFont.load_default(14)
 

@@ -3,7 +3,7 @@
 import pictures
 import pytest
 
-from lora_workbench.training.dataset import scan
+from lora_workbench.training.folder import scan
 from lora_workbench.training.dataset_report import describe
 
 

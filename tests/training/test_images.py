@@ -3,11 +3,11 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import draw
-from PIL import ExifTags, Image
+from pictures import deep_png, draw
+from PIL import ExifTags, Image, ImageCms
 
 from lora_workbench.training.buckets import crop_box
-from lora_workbench.training.images import fit, image_size, open_image
+from lora_workbench.training.images import Look, fit, image_size, look_at, open_alpha, open_image
 
 
 def sideways(path, orientation=6):
@@ -147,3 +147,82 @@ def test_the_trained_pixels_are_those_inside_the_crop_box():
 
 def test_small_pictures_are_enlarged_to_their_size():
     assert fit(Image.new("RGB", (7, 3)), (128, 64)).size == (128, 64)
+
+
+@pytest.mark.parametrize("colour, expected", [("black", (0, 0, 0)), ("#102030", (16, 32, 48))])
+def test_transparent_parts_become_the_chosen_colour(tmp_path, colour, expected):
+    Image.new("RGBA", (4, 4), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "clear.png", colour).getpixel((0, 0)) == expected
+
+
+def test_alpha_is_read_upright_from_every_kind_of_transparency(tmp_path):
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpixel((0, 0), 1)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    alpha = open_alpha(tmp_path / "palette.png")
+    assert (alpha.getpixel((0, 0)), alpha.getpixel((3, 3))) == (255, 0)
+    assert open_alpha(draw(tmp_path / "plain.jpg")).getextrema() == (255, 255)
+
+
+def swapped_profile():
+    """An RGB profile whose red is the green of sRGB, its green the red; made from Pillow's own sRGB profile."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(data[start : start + 4]): start for start in range(132, 132 + 12 * data[131], 12)}
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_of_another_profile_become_those_of_srgb(tmp_path, mode):
+    Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode).save(tmp_path / "wide.png", icc_profile=swapped_profile())
+    red, green, _ = open_image(tmp_path / "wide.png").getpixel((0, 0))
+    assert red < 10 and green > 245
+
+
+def test_a_profile_of_srgb_or_of_no_use_changes_nothing(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    for name, profile in (
+        ("srgb.png", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        ("lab.png", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()),
+        ("junk.png", b"no profile"),
+    ):
+        picture.save(tmp_path / name, icc_profile=profile)
+        assert open_image(tmp_path / name).tobytes() == picture.tobytes()
+
+
+def test_sixteen_bit_colours_keep_their_upper_half_and_are_remarked(tmp_path):
+    (tmp_path / "deep.png").write_bytes(deep_png())
+    assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (0xC0, 0x40, 0x01)
+    assert look_at(tmp_path / "deep.png").remarks == ("16 bits a colour, of which Pillow reads the upper 8",)
+
+
+def test_a_wrong_extension_is_remarked(tmp_path):
+    draw(tmp_path / "1.jpg").rename(tmp_path / "1.png")
+    draw(tmp_path / "2.png").rename(tmp_path / "2.webp")
+    draw(tmp_path / "3.jpg").rename(tmp_path / "3.jfif")
+    told = [look_at(tmp_path / name).remarks for name in ("1.png", "2.webp", "3.jfif")]
+    assert told == [
+        ("really a JPEG picture, whatever the name says",),
+        ("really a PNG picture, whatever the name says",),
+        (),
+    ]
+    assert open_image(tmp_path / "1.png").size == (64, 64)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".avif"])
+def test_an_animation_gives_its_first_frame_and_is_remarked(tmp_path, suffix):
+    path = tmp_path / f"moving{suffix}"
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    red, _, blue = open_image(path).getpixel((9, 9))
+    assert red > 200 and blue < 60
+    assert look_at(path).remarks == ("more than one frame, of which the first is used",)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif", ".bmp", ".gif", ".tif"])
+def test_plain_pictures_are_read_without_a_remark(tmp_path, suffix):
+    look = look_at(draw(tmp_path / f"plain{suffix}", (96, 64)))
+    assert look == Look(96, 64, False, ())
+    red, green, _ = open_image(tmp_path / f"plain{suffix}").getpixel((9, 9))
+    assert red > 245 and green < 10

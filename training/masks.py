@@ -1,0 +1,73 @@
+"""Masks: grey pictures beside the pictures, or their own transparency; white is learned, black is not."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from .dataset import Example
+from .images import Look, open_alpha, open_image
+
+FILES_AND_ALPHA, FILES, OFF = "mask files and transparency", "mask files", "off"
+SOURCES = (FILES_AND_ALPHA, FILES, OFF)
+FOLDERS = ("masks", "mask")
+_ENDINGS = ("_mask", "-masklabel")
+_SHAPE_TOLERANCE = 0.02  # how much the ratio of a mask's sides may differ from the picture's
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is a mask by its name: `NAME_mask.png` or `NAME-masklabel.png`, in any image format."""
+    return path.stem.lower().endswith(_ENDINGS)
+
+
+def by_picture(paths: Iterable[Path]) -> dict[str, Path]:
+    """Mask files under the stem, in lower case, of the picture each belongs to."""
+    return {_stem(path): path for path in paths}
+
+
+def mask_for(picture: Path, look: Look, files: dict[str, Path], source: str) -> tuple[Path | None, str]:
+    """The mask of a picture, as in `Example.mask`, and a remark when it has one that cannot be used.
+
+    `files` comes from `by_picture`. Raises ValueError naming the picture when its transparency cannot be read.
+    """
+    if source == OFF:
+        return None, ""
+    if path := files.get(picture.stem.lower()):
+        trouble = _trouble(path, look)
+        return (None, f"trained without its mask {path.name}, {trouble}") if trouble else (path, "")
+    if not look.transparent or source != FILES_AND_ALPHA:
+        return None, ""
+    least, most = open_alpha(picture).getextrema()
+    if most == 0:
+        return None, "trained without a mask, as it is transparent all over"
+    return (picture if least < 255 else None), ""
+
+
+def open_mask(example: Example) -> Image.Image | None:
+    """The mask of an example as a grey picture of the size of its upright picture; None when it has none.
+
+    Raises ValueError naming the file when it cannot be read.
+    """
+    if example.mask is None:
+        return None
+    if example.mask == example.path:
+        return open_alpha(example.path)
+    mask = open_image(example.mask, "black").convert("L")
+    size = example.width, example.height
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _trouble(path: Path, look: Look) -> str:
+    """Why a mask file cannot be used, "" when it can."""
+    try:
+        mask = open_image(path, "black").convert("L")
+    except ValueError:
+        return "which cannot be read"
+    if abs(mask.width * look.height / (mask.height * look.width) - 1) > _SHAPE_TOLERANCE:
+        return f"which has another shape ({mask.width} x {mask.height})"
+    return "" if mask.getextrema()[1] else "which is black all over"
+
+
+def _stem(path: Path) -> str:
+    stem = path.stem.lower()
+    return next((stem.removesuffix(ending) for ending in _ENDINGS if stem.endswith(ending)), stem)

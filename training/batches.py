@@ -3,42 +3,60 @@
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .augmentation import variant_of
 from .cache import Cached, read
+from .wording import text_of
 
 KEPT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one size: latents (B, C, h, w) in float32 on the CPU, and each example's own text."""
+    """Examples of one size: latents (B, C, h, w) in float32 on the CPU, and each example's own text.
+
+    `weights` (B,) are factors on the loss of each example, all 1 unless given. `masks` (B, 1, h, w) say from 0 to 1
+    what of each example counts; None when all of it does.
+    """
 
     latents: Tensor
     text: tuple[dict[str, Tensor], ...]
     size: tuple[int, int]  # (width, height) in pixels
     names: tuple[str, ...]
+    weights: Tensor | None = None
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            object.__setattr__(self, "weights", torch.ones(len(self.latents)))
 
 
 def load(chosen: Sequence[Cached], read: Callable[[Path], dict[str, Tensor]] = read) -> Batch:
-    """Examples of one size as a batch, in their order; ValueError names a cache file that is gone or damaged."""
+    """Plain examples of one size as a batch, in their order; ValueError names a cache file that is gone or damaged."""
+    latents = torch.stack([read(cached.latents)["latents"] for cached in chosen])
     return Batch(
-        latents=torch.stack([read(cached.latents)["latents"] for cached in chosen]),
+        latents=latents,
         text=tuple(dict(read(cached.text)) for cached in chosen),
         size=chosen[0].bucket,
         names=tuple(cached.example.path.name for cached in chosen),
+        weights=torch.tensor([cached.example.weight for cached in chosen], dtype=torch.float32),
+        masks=_masks(chosen, latents, read),
     )
 
 
 class Batches:
     """The endless sequence of batches: epochs, in each of which every example comes exactly `repeats` times.
 
-    A batch holds one size, so the last one of each size may be short; none is dropped or filled up.
+    An example that is trained at several sizes comes that often at each of them, as if it were several pictures. Its
+    variants do not add to that: they take turns, each time it comes, over the epochs. Which of its texts it comes with
+    is drawn anew each time. A batch holds one size, so the last one of each size may be short; none is dropped or
+    filled up.
     """
 
     def __init__(self, cached: Sequence[Cached], batch_size: int, seed: int):
@@ -57,9 +75,20 @@ class Batches:
         if number < 0:
             raise IndexError(f"batches are counted from 0, got {number}")
         epoch, position = divmod(number, self.steps_per_epoch)
-        return load(self._epoch(epoch)[position], self._read)
+        drawn = [
+            self._drawn(cached, epoch * cached.example.repeats + repetition, number, place)
+            for place, (cached, repetition) in enumerate(self._epoch(epoch)[position])
+        ]
+        return load(drawn, self._read)
 
-    def _planned(self, epoch: int) -> list[list[Cached]]:
+    def _drawn(self, cached: Cached, turn: int, number: int, place: int) -> Cached:
+        """The example as it comes for the time that is counted `turn`, at `place` in batch `number`."""
+        seen = ((cached.latents, cached.mask), *cached.variants)
+        latents, mask = seen[variant_of(len(seen), self._seed, turn, cached.latents.name)]
+        text = text_of(cached.example, cached.wording, self._seed, number, place)
+        return replace(cached, latents=latents, mask=mask, text=cached.texts[text] if cached.texts else cached.text)
+
+    def _planned(self, epoch: int) -> list[list[tuple[Cached, int]]]:
         order = random.Random(f"{self._seed} {epoch}")
         batches = []
         for group in self._groups:
@@ -69,12 +98,20 @@ class Batches:
         return batches
 
 
-def _by_bucket(cached: Sequence[Cached]) -> list[list[Cached]]:
-    """The examples of each size, each as often as it is repeated."""
+def _by_bucket(cached: Sequence[Cached]) -> list[list[tuple[Cached, int]]]:
+    """The examples of each size, each as often as it is repeated, with the number of the repetition."""
     groups = defaultdict(list)
     for item in cached:
-        groups[item.bucket] += [item] * item.example.repeats
+        groups[item.bucket] += [(item, repetition) for repetition in range(item.example.repeats)]
     return list(groups.values())
+
+
+def _masks(chosen: Sequence[Cached], latents: Tensor, read: Callable[[Path], dict[str, Tensor]]) -> Tensor | None:
+    """The masks, all of the picture for examples without one; None when no example has one."""
+    if not any(cached.mask for cached in chosen):
+        return None
+    whole = torch.ones_like(latents[0, :1])
+    return torch.stack([read(cached.mask)["mask"] if cached.mask else whole for cached in chosen])
 
 
 class _Memory:

@@ -1,30 +1,35 @@
-"""Pictures and captions, encoded once and kept on disk under names that say exactly what was encoded and how."""
+"""Pictures, masks and texts, encoded once and kept on disk under names that say exactly what was encoded and how.
+
+A picture is encoded for each size it is trained at and each variant of it, a caption for each text it can become, so
+that whatever training draws lies ready; `encodings` says how many there are.
+"""
 
 import hashlib
 import json
-import os
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .buckets import bucket_for, bucket_sizes, crop_box
+from .augmentation import View, view_of
+from .buckets import size_for, sizes_for
+from .cache_file import is_intact, read, try_writing, write
 from .dataset import Dataset, Example
-from .images import fit, open_image
+from .images import open_image
+from .masks import open_mask
+from .wording import Wording, texts_of
 
 # Part of every key: raise it when pictures come to be decoded, or files to be written, in another way.
-FORMAT = 1
+FORMAT = 2
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+Item = TypeVar("Item")
 
 
 class Encoder(Protocol):
@@ -44,17 +49,25 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Cached:
-    """One example and the two files that hold it encoded; `bucket` is (width, height) in pixels."""
+    """One example at one of its sizes, and the files that hold it encoded; `bucket` is (width, height) in pixels.
+
+    `latents`, `mask` (None: all of the picture counts) and `text` are the plain picture with its first text. Training
+    also shows the `variants`, each (latents, mask), and takes that one of `texts` which `wording` draws.
+    """
 
     example: Example
     bucket: tuple[int, int]
     latents: Path
     text: Path
+    mask: Path | None = None
+    variants: tuple[tuple[Path, Path | None], ...] = ()
+    texts: Mapping[str, Path] = field(default_factory=dict)
+    wording: Wording = Wording()
 
 
 @dataclass(frozen=True)
 class CachedDataset:
-    """A Dataset, encoded."""
+    """A Dataset, encoded: the examples at all their sizes, those held out plain, at the first of the resolutions."""
 
     examples: tuple[Cached, ...]
     held_out: tuple[Cached, ...]
@@ -71,49 +84,122 @@ def encode(
     Unreadable files are found before anything is encoded; stopping in between keeps what was finished. Raises
     ValueError naming the picture that cannot be read or encoded, OSError naming the folder that cannot be written.
     """
-    folder = Path(folder)
-    for kind in ("latents", "text"):
-        _try_writing(folder / kind)
-    sizes = bucket_sizes(dataset.resolution)
-    train = tuple(_located(example, sizes, encoder, folder) for example in dataset.examples)
-    kept = tuple(_located(example, sizes, encoder, folder) for example in dataset.held_out)
-    pictures = list({c.latents: c for c in train + kept if not _is_intact(c.latents)}.values())
-    captions = list({c.text: c for c in train + kept if not _is_intact(c.text)}.values())
-    for cached in _counted("checking pictures", pictures, progress):
-        open_image(cached.example.path)
-    for cached in _counted("encoding pictures", pictures, progress):
-        _write(cached.latents, {"latents": _encoded_picture(cached, encoder)})
-    for cached in _counted("encoding captions", captions, progress):
-        _write(cached.text, _encoded_caption(cached, encoder))
+    plan = _Plan(dataset, encoder, Path(folder))
+    train = tuple(cached for example in dataset.examples for cached in plan.trained(example))
+    kept = tuple(plan.held_out(example) for example in dataset.held_out)
+    pictures, masks, texts = map(_missing, (plan.pictures, plan.masks, plan.texts))
+    opened = lru_cache(maxsize=1)(lambda example: open_image(example.path, dataset.background))
+    for example in _counted("checking pictures", dict.fromkeys(job[1] for job in pictures + masks), progress):
+        open_image(example.path)
+        open_mask(example)
+    for path, example, view in _counted("encoding pictures", pictures, progress):
+        write(path, {"latents": _encoded_picture(example, view.picture(opened(example)), encoder)})
+    for path, example, view, latents in _counted("fitting masks", masks, progress):
+        write(path, {"mask": _fitted_mask(example, view, latents)})
+    for path, example, text in _counted("encoding captions", texts, progress):
+        write(path, _encoded_text(example, text, encoder))
     return CachedDataset(train, kept)
 
 
+def encodings(dataset: Dataset) -> tuple[int, int]:
+    """How many pictures and how many texts `encode` keeps of a dataset, at most: equal ones are kept once."""
+    sizes = [_sizes(example, dataset) for example in dataset.examples]
+    texts = {text for example in dataset.examples for text in texts_of(example, dataset.wording)}
+    plain = {example.caption for example in dataset.held_out}
+    return sum(map(len, sizes)) * dataset.augmentation.variants + len(dataset.held_out), len(texts | plain)
+
+
 def fingerprint(dataset: Dataset) -> str:
-    """The identity of what a dataset teaches: pictures, captions, repeats, order, resolution, not places."""
+    """The identity of what a dataset teaches: pictures, captions, masks and settings in their order, not places.
 
-    def facts(examples: tuple[Example, ...]) -> list:
-        return [[_file_hash(example.path), example.caption, example.repeats] for example in examples]
+    What is as it is by default leaves no trace, so that a new setting does not turn an old run into another one.
+    """
+    resolutions = _resolutions(dataset)
+    settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
+    if len(resolutions) > 1:
+        settings["resolutions"] = resolutions
 
-    return _key(dataset.resolution, facts(dataset.examples), facts(dataset.held_out))
+    def facts(example: Example) -> list:
+        unusual = _changed(example, "variants", "weight", "role")
+        if example.mask:
+            unusual["mask"] = [_file_hash(example.mask), example.mask == example.path]
+        if dataset.wording.changes_captions:
+            unusual["trigger_word"] = example.trigger_word
+        return [_file_hash(example.path), example.caption, example.repeats, *_unless_empty(unusual)]
 
-
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a cache file; raises ValueError when it is missing or damaged."""
-    try:
-        data = path.read_bytes()
-        header, payload = _parts(data)
-        if int(header["__metadata__"]["crc32"]) != zlib.crc32(payload):
-            raise ValueError("its checksum differs")
-        # The caller may be inside inference mode, whose tensors could not be trained on later.
-        with torch.inference_mode(False):
-            return safetensors.torch.load(data)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"The cache file {path} is missing or damaged ({error}): queue again and it is made anew."
-        ) from error
+    examples, held_out = ([facts(example) for example in some] for some in (dataset.examples, dataset.held_out))
+    return _key(resolutions[0], examples, held_out, *_unless_empty(settings))
 
 
-def _counted(phase: str, items: Sequence[Cached], progress: Progress) -> Iterator[Cached]:
+class _Plan:
+    """Which files a dataset is kept in, and what each of them holds: found out without opening a picture."""
+
+    def __init__(self, dataset: Dataset, encoder: Encoder, folder: Path):
+        for kind in ("latents", "masks", "text"):
+            try_writing(folder / kind)
+        self._dataset, self._encoder, self._folder = dataset, encoder, folder
+        self._hash = cache(_file_hash)
+        self.pictures: dict[Path, tuple[Example, View]] = {}
+        self.masks: dict[Path, tuple[Example, View, Path]] = {}
+        self.texts: dict[Path, tuple[Example, str]] = {}
+
+    def trained(self, example: Example) -> list[Cached]:
+        """An example at every size it is trained at, in all its variants and with all its texts."""
+        wording, count = self._dataset.wording, self._dataset.augmentation.variants
+        texts = {text: self._text(example, text) for text in texts_of(example, wording)}
+        cached = []
+        for size in _sizes(example, self._dataset):
+            (latents, mask), *variants = [self._seen(example, size, variant) for variant in range(count)]
+            first = next(iter(texts.values()))
+            cached.append(Cached(example, size, latents, first, mask, tuple(variants), texts, wording))
+        return cached
+
+    def held_out(self, example: Example) -> Cached:
+        """An example as it is, at the first resolution."""
+        first, limit = _resolutions(self._dataset)[0], self._dataset.largest_enlargement
+        size = size_for(example.width, example.height, first, limit)
+        latents, mask = self._seen(example, size, 0)
+        return Cached(example, size, latents, self._text(example, example.caption), mask)
+
+    def _seen(self, example: Example, size: tuple[int, int], variant: int) -> tuple[Path, Path | None]:
+        """The latents of a variant, and its mask."""
+        content, limit = self._hash(example.path), self._dataset.largest_enlargement
+        view = view_of(example, size, variant, self._dataset.augmentation, key=content, largest_enlargement=limit)
+        unusual = {} if view == View(view.size, view.box) else {"mirrored": view.mirrored, "colour": view.colour}
+        unusual |= _changed(self._dataset, "background")
+        facts = (content, view.size, view.box, self._encoder.latents_key, *_unless_empty(unusual))
+        latents = self._file("latents", *facts)
+        self.pictures[latents] = example, view
+        if not example.mask:
+            return latents, None
+        place = (example.width, example.height, view.size, view.box, view.mirrored, self._encoder.latents_key)
+        mask = self._file("masks", self._hash(example.mask), example.mask == example.path, *place)
+        self.masks[mask] = example, view, latents
+        return latents, mask
+
+    def _text(self, example: Example, text: str) -> Path:
+        path = self._file("text", text, self._encoder.text_key)
+        self.texts[path] = example, text
+        return path
+
+    def _file(self, kind: str, *facts: object) -> Path:
+        return self._folder / kind / f"{_key(FORMAT, *facts)}.safetensors"
+
+
+def _sizes(example: Example, dataset: Dataset) -> tuple[tuple[int, int], ...]:
+    return sizes_for(example.width, example.height, _resolutions(dataset), dataset.largest_enlargement)
+
+
+def _resolutions(dataset: Dataset) -> tuple[int, ...]:
+    return dataset.resolutions or (dataset.resolution,)
+
+
+def _missing(files: dict[Path, tuple]) -> list[tuple]:
+    """(path, what it holds) of the files that are to be made."""
+    return [(path, *held) for path, held in files.items() if not is_intact(path)]
+
+
+def _counted(phase: str, items: Collection[Item], progress: Progress) -> Iterator[Item]:
     for done, item in enumerate(items):
         progress(phase, done, len(items))
         yield item
@@ -121,39 +207,45 @@ def _counted(phase: str, items: Sequence[Cached], progress: Progress) -> Iterato
         progress(phase, len(items), len(items))
 
 
-def _located(example: Example, sizes: tuple[tuple[int, int], ...], encoder: Encoder, folder: Path) -> Cached:
-    bucket = bucket_for(example.width, example.height, sizes)
-    crop = crop_box(example.width, example.height, bucket)
-    latents = _key(FORMAT, _file_hash(example.path), bucket, crop, encoder.latents_key)
-    text = _key(FORMAT, example.caption, encoder.text_key)
-    return Cached(
-        example, bucket, folder / "latents" / f"{latents}.safetensors", folder / "text" / f"{text}.safetensors"
-    )
-
-
-def _encoded_picture(cached: Cached, encoder: Encoder) -> Tensor:
-    pixels = np.asarray(fit(open_image(cached.example.path), cached.bucket), dtype=np.float32) / 255
+def _encoded_picture(example: Example, image: Image.Image, encoder: Encoder) -> Tensor:
+    pixels = np.asarray(image, dtype=np.float32) / 255
     latents = encoder.latents(torch.from_numpy(pixels)).detach().to("cpu", torch.float32)
     if not torch.isfinite(latents).all():
         raise ValueError(
-            f"The VAE turned {cached.example.path.name} into values that are not numbers: "
+            f"The VAE turned {example.path.name} into values that are not numbers: "
             "run the VAE in fp32 or bf16, or remove the picture."
         )
     return latents
 
 
-def _encoded_caption(cached: Cached, encoder: Encoder) -> dict[str, Tensor]:
-    tensors = {name: value.detach().cpu() for name, value in encoder.text(cached.example.caption).items()}
+def _fitted_mask(example: Example, view: View, latents: Path) -> Tensor:
+    """(1, h, w) from 0 to 1, one value for each place of the latents."""
+    height, width = read(latents)["latents"].shape[-2:]
+    mask = np.asarray(view.mask(open_mask(example), (width, height)), dtype=np.float32) / 255
+    return torch.from_numpy(mask)[None]
+
+
+def _encoded_text(example: Example, text: str, encoder: Encoder) -> dict[str, Tensor]:
+    tensors = {name: value.detach().cpu() for name, value in encoder.text(text).items()}
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise ValueError(
-            f"The text encoder turned the caption of {cached.example.path.name} into values that are not numbers: "
+            f"The text encoder turned the caption of {example.path.name} into values that are not numbers: "
             "run the text encoder in fp32 or bf16, or change the caption."
         )
     return tensors
 
 
+def _changed(thing: object, *names: str) -> dict[str, object]:
+    """Those fields of a dataclass that are not as they are by default."""
+    return {name: getattr(thing, name) for name in names if getattr(thing, name) != getattr(type(thing), name)}
+
+
+def _unless_empty(facts: dict[str, object]) -> list[dict[str, object]]:
+    return [facts] if facts else []
+
+
 def _key(*facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, default=asdict).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:
@@ -165,53 +257,3 @@ def _file_hash(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"The picture {path} cannot be read ({error.strerror}): load the dataset again.") from error
     return digest.hexdigest()
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        read(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _parts(data: bytes) -> tuple[dict, memoryview]:
-    """Header and payload of a safetensors file: eight bytes of header length, the header as JSON, the tensors."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:start]), memoryview(data)[start:]
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Cloned because safetensors refuses views that share memory.
-    owned = {name: value.contiguous().clone() for name, value in tensors.items()}
-    _, payload = _parts(safetensors.torch.save(owned))
-    _write_bytes(path, safetensors.torch.save(owned, {"crc32": str(zlib.crc32(payload))}))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """The whole file or none: written under another name, then renamed."""
-    with _writing_to(path.parent):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-
-def _try_writing(folder: Path) -> None:
-    with _writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"The cache folder {folder} cannot be written ({error.strerror}): free space there or allow writing to it."
-        ) from error

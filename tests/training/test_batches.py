@@ -1,16 +1,20 @@
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from pictures import ToyEncoder, draw
+from PIL import Image
 
 from lora_workbench.training import batches as batches_module
-from lora_workbench.training.batches import Batches, load
+from lora_workbench.training.augmentation import Augmentation
+from lora_workbench.training.batches import Batch, Batches, load
 from lora_workbench.training.cache import Cached, encode
 from lora_workbench.training.dataset import Example
 from lora_workbench.training.folder import scan
+from lora_workbench.training.wording import Wording, text_of
 
 SIZES = ((64, 64), (128, 64), (64, 128))
 
@@ -62,6 +66,89 @@ def test_a_batch_holds_pictures_of_one_size(unread):
     for number in range(12):
         batch = batches[number]
         assert {SIZES[int(name[0])] for name in batch.names} == {batch.size}
+
+
+def test_every_picture_is_seen_repeats_times_at_each_of_its_sizes_whatever_its_variants(unread):
+    drawn = random.Random(1)
+    for trial in range(30):
+        at_some_sizes = [
+            replace(cached, variants=((Path(f"{cached.latents} variant"), None),) * drawn.randint(0, 3))
+            for cached in imagined(*(drawn.randint(1, 5) for _ in SIZES), repeats=lambda n: drawn.randint(1, 4))
+        ]
+        cached = [replace(item, example=at_some_sizes[0].example) for item in at_some_sizes[:2]] + at_some_sizes[2:]
+        batches = Batches(cached, drawn.randint(1, 4), seed=trial)
+        expected = Counter()
+        for item in cached:
+            expected[item.bucket, item.example.path.name] += item.example.repeats
+        for epoch in range(3):
+            numbers = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+            seen = [batches[number] for number in numbers]
+            assert Counter((batch.size, name) for batch in seen for name in batch.names) == expected
+
+
+def test_the_variants_of_a_picture_take_turns_over_repetitions_and_epochs(tmp_path):
+    picture = draw(tmp_path / "set" / "1.png", (96, 64))
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(picture)
+    dataset = replace(scan(tmp_path / "set", resolution=64, repeats=2), augmentation=Augmentation(4, crop_jitter=0.3))
+    (cached,) = encode(dataset, ToyEncoder(), tmp_path / "cache").examples
+    files = [cached.latents, *(latents for latents, _ in cached.variants)]
+    kinds = {tuple(batches_module.read(path)["latents"].flatten().tolist()): n for n, path in enumerate(files)}
+    batches = Batches([cached], 1, seed=0)
+    assert batches.steps_per_epoch == 2 and len(kinds) == 4
+    for start in range(0, 24, 4):
+        seen = [kinds[tuple(batches[number].latents.flatten().tolist())] for number in range(start, start + 4)]
+        assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_caption_dropout_with_caching_is_within_1_percent_of_the_setting_over_10_000_draws(tmp_path):
+    for name in "abcd":
+        draw(tmp_path / "set" / f"{name}.png", caption=f"{name}, red, field, night")
+    wording = Wording(shuffle_tags=True, tag_dropout=0.2, caption_dropout=0.1)
+    dataset = replace(scan(tmp_path / "set", resolution=64), wording=wording)
+    cached = encode(dataset, ToyEncoder(), tmp_path / "cache").examples
+    encoder = ToyEncoder()
+    encode(dataset, encoder, tmp_path / "cache")
+    batches = Batches(cached, 4, seed=0)
+    texts = [text["pooled"].item() for number in range(2500) for text in batches[number].text]
+    assert len(texts) == 10_000 and encoder.asked == []
+    assert texts.count(0.0) / len(texts) == pytest.approx(0.1, abs=0.01)  # the toy encoder's answer to no text
+    assert len(set(texts)) > 20
+
+
+def test_the_texts_of_a_batch_are_those_drawn_for_its_number(tmp_path):
+    for name in "abc":
+        draw(tmp_path / "set" / f"{name}.png", caption=f"{name}, red, field, night")
+    dataset = replace(scan(tmp_path / "set", resolution=64), wording=Wording(tag_dropout=0.5))
+    cached = encode(dataset, ToyEncoder(), tmp_path / "cache").examples
+    examples = {item.example.path.name: item.example for item in cached}
+    for number in (0, 1, 7, 8):
+        batch = Batches(cached, 2, seed=5)[number]
+        for place, (name, told) in enumerate(zip(batch.names, batch.text, strict=True)):
+            text = text_of(examples[name], dataset.wording, 5, number, place)
+            assert torch.equal(told["pooled"], ToyEncoder().text(text)["pooled"])
+
+
+def test_weights_and_masks_belong_to_the_named_pictures(tmp_path):
+    weights = {"a.png": 0.5, "b.png": 1.0, "c.png": 2.0}
+    for name in weights:
+        draw(tmp_path / "set" / name)
+    black = draw(tmp_path / "black.png", colour="black")
+    dataset = scan(tmp_path / "set", resolution=64)
+    examples = [replace(e, weight=weights[e.path.name]) for e in dataset.examples]
+    plain = encode(replace(dataset, examples=tuple(examples)), ToyEncoder(), tmp_path / "cache").examples
+    examples[1] = replace(examples[1], mask=black)
+    cached = encode(replace(dataset, examples=tuple(examples)), ToyEncoder(), tmp_path / "cache").examples
+    batches = Batches(cached, 3, seed=0)
+    for batch in (load(cached), *(batches[number] for number in range(4))):
+        assert batch.weights.dtype == torch.float32
+        assert batch.weights.tolist() == [weights[name] for name in batch.names]
+        assert batch.masks.shape == (3, 1, 8, 8) and batch.masks.dtype == torch.float32
+        assert [mask.unique().item() for mask in batch.masks] == [float(name != "b.png") for name in batch.names]
+    assert load(plain).masks is None and load([cached[0], cached[2]]).masks is None
+
+
+def test_a_batch_made_by_hand_weighs_all_alike():
+    assert Batch(torch.zeros(2, 4, 8, 8), ({}, {}), (64, 64), ("a", "b")).weights.tolist() == [1, 1]
 
 
 def test_a_batch_depends_on_its_seed_and_number_only(unread):

@@ -1,14 +1,20 @@
+import hashlib
+import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from pictures import ToyEncoder, draw
 from PIL import Image
 
-from lora_workbench.training import cache
-from lora_workbench.training.cache import encode, fingerprint, read
-from lora_workbench.training.dataset import scan
+from lora_workbench.training import augmentation, cache, cache_file
+from lora_workbench.training.augmentation import Augmentation
+from lora_workbench.training.cache import encode, encodings, fingerprint, read
+from lora_workbench.training.dataset import REGULARIZATION
+from lora_workbench.training.folder import scan
+from lora_workbench.training.wording import Wording
 
 COLOURS = ("red", "lime", "blue")
 
@@ -93,9 +99,9 @@ def test_a_changed_picture_encodes_exactly_that_picture(folder):
 
 def test_a_changed_crop_encodes_exactly_that_picture(folder, monkeypatch):
     encoded(folder)
-    crop_box = cache.crop_box
+    crop_box = augmentation.crop_box
     moved = (0.0, 1.0, 128.0, 128.0)
-    monkeypatch.setattr(cache, "crop_box", lambda *facts: moved if facts[0] == 128 else crop_box(*facts))
+    monkeypatch.setattr(augmentation, "crop_box", lambda *facts: moved if facts[0] == 128 else crop_box(*facts))
     assert encoded(folder)[1].asked == [(128, 128)]
 
 
@@ -185,7 +191,7 @@ def test_a_disk_that_fills_up_is_reported_and_leaves_no_half_file(folder, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", full)
+    monkeypatch.setattr(cache_file.os, "replace", full)
     with pytest.raises(OSError, match="cannot be written .No space left on device.: free space"):
         encoded(folder)
     assert list((folder.parent / "cache" / "latents").iterdir()) == []
@@ -211,10 +217,13 @@ def test_progress_names_the_phase_and_counts_to_the_end(folder):
 def test_one_picture_at_a_time_is_in_memory(folder, monkeypatch):
     order = []
     opened = cache.open_image
-    monkeypatch.setattr(cache, "open_image", lambda path: order.append("open") or opened(path))
-    monkeypatch.setattr(cache, "_write", lambda *_: order.append("write"))
+    monkeypatch.setattr(cache, "open_image", lambda *facts: order.append("open") or opened(*facts))
+    monkeypatch.setattr(cache, "write", lambda *_: order.append("write"))
     encoded(folder)
     assert order == ["open"] * 3 + ["open", "write"] * 3 + ["write"] * 3
+    order.clear()
+    varied(folder, augmentation=VARIED)  # nothing was written, so all of it is done again
+    assert order == ["open"] * 3 + ["open", *["write"] * 4] * 3 + ["write"] * 3
 
 
 def test_what_is_read_inside_inference_mode_can_be_trained_on(folder):
@@ -239,3 +248,216 @@ def test_a_fingerprint_tells_what_is_taught_and_not_where_it_lies(folder):
     Image.new("RGB", (128, 128), "white").save(folder / "red.png")
     changes.append(fingerprint(scan(folder, resolution=128)))
     assert len({base, *changes}) == 7
+
+
+def varied(folder, encoder=None, resolution=128, examples=lambda example: example, hold_out=None, **settings):
+    """What was cached of a dataset with these settings, its examples changed by `examples`, and the encoder."""
+    encoder, dataset = encoder or ToyEncoder(), scan(folder, resolution=resolution, hold_out=hold_out)
+    dataset = replace(dataset, examples=tuple(map(examples, dataset.examples)), **settings)
+    return encode(dataset, encoder, folder.parent / "cache"), encoder
+
+
+def masked(folder, example):
+    """The example with a mask whose left half is white."""
+    mask = Image.new("L", (example.width, example.height))
+    mask.paste(255, (0, 0, example.width // 2, example.height))
+    mask.save(folder.parent / f"{example.path.stem}.png")
+    return replace(example, mask=folder.parent / f"{example.path.stem}.png")
+
+
+VARIED = Augmentation(variants=4, crop_jitter=0.2, flip=True, colour=0.1)
+MASKED = Augmentation(variants=2, flip=True)
+
+
+def test_every_variant_is_encoded_once_and_a_second_run_encodes_nothing(folder):
+    cached, encoder = varied(folder, augmentation=VARIED)
+    assert len(encoder.pictures) == 12 and [len(c.variants) for c in cached.examples] == [3, 3, 3]
+    for item in cached.examples:
+        shape = read(item.latents)["latents"].shape
+        assert all(read(latents)["latents"].shape == shape for latents, _ in item.variants)
+        assert len({item.latents, *(latents for latents, _ in item.variants)}) == 4
+    again, encoder = varied(folder, augmentation=VARIED)
+    assert encoder.asked == [] and again == cached
+
+
+def test_variants_use_the_pictures_that_are_encoded_already(folder):
+    plain, _ = varied(folder)
+    cached, encoder = varied(folder, augmentation=VARIED)
+    assert len(encoder.pictures) == 9 and encoder.captions == []
+    assert [c.latents for c in cached.examples] == [c.latents for c in plain.examples]
+    assert len(varied(folder, augmentation=replace(VARIED, variants=5))[1].asked) == 3
+    assert varied(folder, augmentation=replace(VARIED, variants=2))[1].asked == []
+    # without colour the variants differ, their crops, and so their masks, do not
+    assert len(varied(folder, augmentation=replace(VARIED, colour=0.0))[1].asked) == 9
+
+
+def test_variants_that_show_the_same_are_encoded_once(folder):
+    assert len(varied(folder, augmentation=Augmentation(variants=6, flip=True))[1].pictures) == 6
+    assert len(varied(folder, augmentation=Augmentation(variants=6))[1].pictures) == 0
+
+
+def test_a_mirrored_variant_holds_the_mirrored_picture(folder):
+    pixels = Image.new("RGB", (128, 128), "black")
+    pixels.paste("white", (0, 0, 64, 128))
+    pixels.save(folder / "red.png")
+    red = varied(folder, augmentation=MASKED)[0].examples[2]
+    plain, mirrored = (read(path)["latents"] for path in (red.latents, red.variants[0][0]))
+    assert plain[..., :8].min() == 1 and torch.equal(mirrored, plain.flip(-1))
+
+
+def test_a_caption_that_comes_to_tell_left_from_right_unmirrors_its_picture_alone(folder):
+    varied(folder, augmentation=Augmentation(variants=2, crop_jitter=0.1, flip=True))
+    (folder / "red.txt").write_text("a field on the left")
+    _, encoder = varied(folder, augmentation=Augmentation(variants=2, crop_jitter=0.1, flip=True))
+    assert encoder.asked == [(128, 128), "a field on the left"]
+
+
+def test_every_size_of_a_picture_is_encoded_and_told_apart(folder):
+    draw(folder / "red.png", (512, 512), "red")
+    cached, encoder = varied(folder, resolutions=(128, 256))
+    assert [c.bucket for c in cached.examples] == [(64, 256), (256, 64), (128, 128), (256, 256)]
+    assert (
+        cached.examples[2].text == cached.examples[3].text and cached.examples[2].latents != cached.examples[3].latents
+    )
+    assert varied(folder, resolutions=(256, 128))[1].asked == varied(folder, resolution=256)[1].asked[2:] == []
+    smaller, encoder = varied(folder, resolution=512, largest_enlargement=1.0)
+    assert [c.bucket for c in smaller.examples] == [(64, 256), (256, 64), (512, 512)] and encoder.asked == [(512, 512)]
+
+
+def test_held_out_pictures_are_plain_and_at_the_first_resolution(folder):
+    wording = Wording(shuffle_tags=True, caption_dropout=1)
+    for colour in COLOURS:
+        draw(folder / f"{colour}.png", (512, 512), colour)
+    cached, _ = varied(folder, hold_out=1, resolutions=(128, 256), augmentation=VARIED, wording=wording)
+    (kept,) = cached.held_out
+    assert (kept.bucket, kept.variants, kept.texts) == ((128, 128), (), {})
+    assert read(kept.text)["pooled"].mean() == ToyEncoder().text(kept.example.caption)["pooled"].mean()
+    assert len(cached.examples) == 4
+
+
+def test_every_text_that_training_may_ask_for_is_encoded_once(folder):
+    wording = Wording(shuffle_tags=True, caption_dropout=0.1, keep_first=1)
+    (folder / "red.txt").write_text("zork, red, field, night")
+    cached, encoder = varied(folder, wording=wording)
+    assert len(encoder.captions) == len(set(encoder.captions)) == 6 + 1 + 2  # orders, nothing, other captions
+    assert set(cached.examples[2].texts) == {text for text in encoder.captions if "zork" in text} | {""}
+    assert varied(folder, wording=wording)[1].asked == []
+    assert varied(folder, wording=replace(wording, caption_dropout=0.5))[1].asked == []
+
+
+def test_a_changed_caption_among_several_encodes_exactly_that_text(folder):
+    def several(last):
+        return lambda example: replace(example, variants=("the first", last))
+
+    varied(folder, examples=several("the second"))
+    cached, encoder = varied(folder, examples=several("another"))
+    assert encoder.asked == ["another"]
+    assert list(cached.examples[2].texts) == ["a red field", "the first", "another"]
+
+
+def test_a_mask_is_kept_at_the_size_of_the_latents_and_mirrored_with_them(folder):
+    cached, _ = varied(folder, examples=lambda e: masked(folder, e), augmentation=MASKED)
+    for item in cached.examples:
+        ((latents, mirrored),) = item.variants
+        mask = read(item.mask)["mask"]
+        assert mask.dtype == torch.float32 and mask.shape == (1, *read(item.latents)["latents"].shape[1:])
+        assert mask[..., : mask.shape[-1] // 2].min() == 1 and mask[..., mask.shape[-1] // 2 :].max() == 0
+        assert torch.equal(read(mirrored)["mask"], mask.flip(-1)) and latents != item.latents
+
+
+def test_a_changed_mask_encodes_nothing_and_is_fitted_anew(folder):
+    before, _ = varied(folder, examples=lambda e: masked(folder, e))
+    draw(folder.parent / "other.png", (128, 128), "white")
+    other = folder.parent / "other.png"
+    cached, encoder = varied(folder, examples=lambda e: replace(e, mask=other) if e.path.stem == "red" else e)
+    assert encoder.asked == [] and read(cached.examples[2].mask)["mask"].min() == 1
+    assert cached.examples[2].latents == before.examples[2].latents and cached.examples[0].mask is None
+    read(before.examples[2].mask)
+
+
+def test_a_damaged_mask_is_made_again_without_encoding(folder):
+    cached, _ = varied(folder, examples=lambda e: masked(folder, e))
+    good = cached.examples[0].mask.read_bytes()
+    cached.examples[0].mask.write_bytes(good[:-1])
+    _, encoder = varied(folder, examples=lambda e: masked(folder, e))
+    assert encoder.asked == [] and cached.examples[0].mask.read_bytes() == good
+
+
+def test_a_mask_that_cannot_be_read_is_named_before_anything_is_encoded(folder):
+    encoder = ToyEncoder()
+    (folder.parent / "broken.png").write_text("no picture")
+    with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
+        varied(folder, encoder, examples=lambda e: replace(e, mask=folder.parent / "broken.png"))
+    assert encoder.asked == []
+
+
+def test_transparency_that_is_the_mask_is_cached_as_one(folder):
+    pixels = Image.new("RGBA", (128, 128), "red")
+    pixels.putalpha(Image.new("L", (128, 128), 51))
+    pixels.save(folder / "red.png")
+    cached, _ = varied(folder, examples=lambda e: replace(e, mask=e.path) if e.path.stem == "red" else e)
+    assert read(cached.examples[2].mask)["mask"].unique().tolist() == pytest.approx([0.2])
+
+
+def test_another_background_encodes_the_pictures_anew(folder):
+    pixels = Image.new("RGBA", (128, 128), (255, 0, 0, 0))
+    pixels.save(folder / "red.png")
+    varied(folder)
+    cached, encoder = varied(folder, background="black")
+    assert len(encoder.asked) == 3 and read(cached.examples[2].latents)["latents"].max() == 0
+
+
+def test_regularization_pictures_are_never_given_the_trigger_word(folder):
+    wording = Wording(shuffle_tags=True, tag_dropout=0.5, caption_dropout=0.1)
+    cached, encoder = varied(
+        folder, wording=wording, trigger_word="zork", examples=lambda e: replace(e, role=REGULARIZATION, weight=0.5)
+    )
+    assert not any("zork" in text for text in encoder.captions)
+
+
+def test_what_a_dataset_comes_to_is_known_before_it_is_encoded(folder):
+    settings = {"resolutions": (128, 256), "augmentation": VARIED, "wording": Wording(caption_dropout=0.1)}
+    draw(folder / "red.png", (512, 512), "red")
+    dataset = replace(scan(folder, resolution=128, hold_out=1), **settings)
+    _, encoder = varied(folder, hold_out=1, **settings)
+    assert encodings(dataset)[1] == len(encoder.captions) and encodings(dataset)[0] >= len(encoder.pictures)
+
+
+def test_a_fingerprint_tells_all_that_decides_what_is_learned(folder):
+    base = scan(folder, resolution=128)
+    first = base.examples[0]
+    assert fingerprint(replace(base, resolutions=(128,), notes=("told",))) == fingerprint(base)
+    assert fingerprint(replace(base, examples=tuple(replace(e, class_words="a") for e in base.examples))) == (
+        fingerprint(base)
+    )
+    shuffled = replace(base, wording=Wording(shuffle_tags=True))
+    others = [
+        replace(base, resolutions=(128, 256)),
+        replace(base, resolutions=(256, 128)),
+        replace(base, background="black"),
+        replace(base, largest_enlargement=1.0),
+        shuffled,
+        replace(shuffled, examples=(replace(first, trigger_word="zork"), *base.examples[1:])),
+        replace(base, wording=Wording(caption_dropout=0.1)),
+        replace(base, augmentation=VARIED),
+        *(
+            replace(base, examples=(replace(first, **change), *base.examples[1:]))
+            for change in (
+                {"variants": ("b",)},
+                {"weight": 0.0},
+                {"role": REGULARIZATION},
+                {"mask": first.path},
+                {"mask": shutil.copy(first.path, folder.parent / "mask.png")},
+            )
+        ),
+    ]
+    assert len({fingerprint(dataset) for dataset in [base, *others]}) == 1 + len(others)
+
+
+def test_the_fingerprint_of_a_plain_dataset_stays_what_it_was(folder):
+    def facts(name):
+        return [hashlib.sha256((folder / name).read_bytes()).hexdigest(), f"zork, a {name[:-4]} field", 2]
+
+    old = json.dumps([128, [facts("blue.png"), facts("lime.png"), facts("red.png")], []])
+    dataset = scan(folder, resolution=128, trigger_word="zork", repeats=2)
+    assert fingerprint(dataset) == hashlib.sha256(old.encode()).hexdigest()

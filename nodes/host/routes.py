@@ -5,14 +5,20 @@ from __future__ import annotations
 from aiohttp import web
 from server import PromptServer
 
+from . import review
 from .progress import request_finish
 
 
 def register() -> None:
-    """POST /lora_workbench/finish {"node_id": "7"}: the training on that node stops after its current step."""
+    """Add the routes to the running server's.
+
+    POST /lora_workbench/finish {"node_id": "7"}: the training on that node stops after its current step. Those below
+    /lora_workbench/review are the caption review's.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.routes.post("/lora_workbench/finish")(_finish)
+        review.register(server.routes)
 
 
 async def _finish(request: web.Request) -> web.Response:

@@ -1,0 +1,193 @@
+"""The HTTP routes of the caption review. They reach the pictures and captions of folders opened here, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from json import JSONDecodeError, loads
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from ...training.listing import KOHYA, SUB_FOLDERS
+from .folders import dataset_folder
+from .review_session import CaptionChanged, NotInDataset, Session
+
+ADDRESS = "/lora_workbench/review"
+LARGEST_BODY = 256 * 1024
+LONGEST_TEXT = 20_000  # characters of a caption
+MOST_FOLDERS = 32  # open at a time; the one opened longest ago is closed for another
+SIDES = {"small": 320, "large": 1280}
+
+_sessions: OrderedDict[str, Session] = OrderedDict()
+# Two, so that decoding large pictures neither holds up ComfyUI's own pool nor fills the memory.
+_workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="caption-review")
+
+
+class Refusal(Exception):
+    """A request that is not answered: the HTTP status, and why in one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def register(routes: web.RouteTableDef) -> None:
+    """Add the routes below ``/lora_workbench/review`` to the server's.
+
+    `POST /open` answers a token that stands for the folder; all others are `/{token}/…` and stay inside that folder.
+    """
+    routes.post(f"{ADDRESS}/open")(_answering(_open))
+    routes.get(f"{ADDRESS}/{{token}}/pictures")(_answering(_pictures))
+    routes.get(f"{ADDRESS}/{{token}}/picture")(_answering(_picture))
+    routes.get(f"{ADDRESS}/{{token}}/caption")(_answering(_read))
+    routes.post(f"{ADDRESS}/{{token}}/caption")(_answering(_save))
+    routes.post(f"{ADDRESS}/{{token}}/tokens")(_answering(_tokens))
+    routes.post(f"{ADDRESS}/{{token}}/replace")(_answering(_replace))
+    routes.post(f"{ADDRESS}/{{token}}/undo")(_answering(_undo))
+
+
+def _answering(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
+    """The handler for requests of this server's own pages only, with every error as a sentence in JSON."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            _refuse_other_sites(request)
+            return await handler(request)
+        except Refusal as refusal:
+            return web.json_response({"error": str(refusal)}, status=refusal.status)
+        except CaptionChanged as conflict:
+            return web.json_response({"error": str(conflict), "picture": conflict.picture}, status=409)
+        except NotInDataset as missing:
+            return web.json_response({"error": str(missing)}, status=404)
+        except (OSError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return answer
+
+
+def _refuse_other_sites(request: web.Request) -> None:
+    """Refuse what a page of another site, port or sandbox asks for. A program that sends neither header may ask."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, request.host)):
+        raise Refusal(403, "Captions can be reviewed from ComfyUI's own page only.")
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether an Origin header names the host and port that the request went to."""
+    try:
+        asked, own = urlsplit(origin), urlsplit(f"//{host}")
+        usual = {"http": 80, "https": 443}.get(asked.scheme)
+        return bool(asked.hostname) and (asked.hostname, asked.port or usual) == (own.hostname, own.port or usual)
+    except ValueError:
+        return False
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    """The JSON object in a request, read no further than LARGEST_BODY."""
+    if request.content_type != "application/json":
+        raise Refusal(415, "The request must be JSON.")
+    if (request.content_length or 0) > LARGEST_BODY:
+        raise Refusal(413, f"The request is larger than {LARGEST_BODY // 1024} KB.")
+    data = bytearray()
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > LARGEST_BODY:
+            raise Refusal(413, f"The request is larger than {LARGEST_BODY // 1024} KB.")
+    try:
+        body = loads(data)
+    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise Refusal(400, "The request is not JSON.") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, "The request must be a JSON object.")
+    return body
+
+
+def _text(values: Any, name: str) -> str:
+    text = values.get(name)
+    if not isinstance(text, str) or len(text) > LONGEST_TEXT or "\0" in text:
+        raise Refusal(400, f"'{name}' must be a text of at most {LONGEST_TEXT} characters.")
+    return text
+
+
+def _session(request: web.Request) -> Session:
+    session = _sessions.get(request.match_info["token"])
+    if session is None:
+        raise Refusal(410, "This folder is not open for review: open it from the node again.")
+    return session
+
+
+async def _off_the_loop(work: Callable, *values) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_workers, work, *values)
+
+
+def _count(caption: str) -> int:
+    return len(re.findall(r"\w+|[^\w\s]", caption))
+
+
+async def _open(request: web.Request) -> web.Response:
+    body = await _body(request)
+    typed = _text(body, "folder")
+    if not typed.strip():
+        raise Refusal(400, "No folder is given: type one into LoRA Dataset Loader.")
+    body = {"trigger_word": "", "sub_folders": KOHYA, **body}
+    trigger_word, sub_folders = _text(body, "trigger_word"), _text(body, "sub_folders")
+    if sub_folders not in SUB_FOLDERS:
+        raise Refusal(400, f"'sub_folders' must be one of: {', '.join(SUB_FOLDERS)}.")
+    session = await _off_the_loop(Session, dataset_folder(typed), trigger_word, sub_folders, _count)
+    token = secrets.token_urlsafe(24)
+    _sessions[token] = session
+    while len(_sessions) > MOST_FOLDERS:
+        _sessions.popitem(last=False)
+    return web.json_response({"token": token, "folder": str(session.folder)})
+
+
+async def _pictures(request: web.Request) -> web.Response:
+    listing = await _off_the_loop(_session(request).listing)
+    return web.json_response({**listing, "limit": 75})
+
+
+async def _picture(request: web.Request) -> web.Response:
+    session, side = _session(request), SIDES.get(request.query.get("size", "small"))
+    if side is None:
+        raise Refusal(400, f"'size' must be one of: {', '.join(SIDES)}.")
+    # A changed picture has another address, see `version`, so the browser may keep what it has.
+    headers = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+    picture = await _off_the_loop(session.thumbnail, _text(request.query, "name"), side)
+    return web.Response(body=picture, content_type="image/jpeg", headers=headers)
+
+
+async def _read(request: web.Request) -> web.Response:
+    return web.json_response(await _off_the_loop(_session(request).read, _text(request.query, "name")))
+
+
+async def _save(request: web.Request) -> web.Response:
+    session, body = _session(request), await _body(request)
+    values = (_text(body, "name"), _text(body, "caption"), _text(body, "seen"), body.get("reviewed") is True)
+    return web.json_response(await _off_the_loop(session.save, *values))
+
+
+async def _tokens(request: web.Request) -> web.Response:
+    session, body = _session(request), await _body(request)
+    tokens = await _off_the_loop(session.tokens, _text(body, "name"), _text(body, "caption"))
+    return web.json_response({"tokens": tokens})
+
+
+async def _replace(request: web.Request) -> web.Response:
+    session, body = _session(request), await _body(request)
+    texts = (_text(body, "find"), _text(body, "replacement"))
+    how = {name: body.get(name) is True for name in ("whole_words", "match_case")}
+    work = partial(session.replace, *texts, preview=body.get("preview") is not False, **how)
+    return web.json_response(await _off_the_loop(work))
+
+
+async def _undo(request: web.Request) -> web.Response:
+    session = _session(request)
+    await _body(request)
+    return web.json_response(await _off_the_loop(session.undo))

@@ -52,7 +52,12 @@ def split(
 
 
 def split_again(dataset: Dataset, clusters: Iterable[Sequence[Path]]) -> Dataset:
-    """The dataset with as many pictures held out as before, chosen in the knowledge of its near-duplicates."""
+    """A dataset that was split, with as many pictures held out as before, chosen knowing its near-duplicates.
+
+    Where nothing is trained on, as in a folder of validation pictures, it stays as it is.
+    """
+    if not dataset.examples:
+        return dataset
     pictures = sorted(dataset.examples + dataset.held_out, key=lambda example: natural_key(str(example.path)))
     candidates = [example for example in pictures if example.role == TRAIN]
     train, held_out = split(candidates, len(dataset.held_out), clusters, dataset.resolution)

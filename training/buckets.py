@@ -118,7 +118,7 @@ def crop_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, f
     """The centred part of a `width` x `height` picture that fills `bucket`: (left, top, right, bottom).
 
     In pixels of the original, upright picture, not rounded. The box has the bucket's exact aspect ratio and touches
-    two opposite edges of the picture; `images.fit` scales exactly this box to the bucket.
+    two opposite edges of the picture; `augmentation.View` scales exactly such a box.
     """
     scale = max(bucket[0] / width, bucket[1] / height)
     left = max(0.0, (width - bucket[0] / scale) / 2)

@@ -67,7 +67,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class CachedDataset:
-    """A Dataset, encoded: the examples at all their sizes, those held out plain, at the first of the resolutions."""
+    """A Dataset, encoded: the examples at all their sizes, those held out plain and at its `resolution` alone."""
 
     examples: tuple[Cached, ...]
     held_out: tuple[Cached, ...]
@@ -87,7 +87,7 @@ def encode(
     plan = _Plan(dataset, encoder, Path(folder))
     train = tuple(cached for example in dataset.examples for cached in plan.trained(example))
     kept = tuple(plan.held_out(example) for example in dataset.held_out)
-    pictures, masks, texts = map(_missing, (plan.pictures, plan.masks, plan.texts))
+    pictures, masks, texts = (_missing(files, progress) for files in (plan.pictures, plan.masks, plan.texts))
     opened = lru_cache(maxsize=1)(lambda example: open_image(example.path, dataset.background))
     for example in _counted("checking pictures", dict.fromkeys(job[1] for job in pictures + masks), progress):
         open_image(example.path)
@@ -114,10 +114,9 @@ def fingerprint(dataset: Dataset) -> str:
 
     What is as it is by default leaves no trace, so that a new setting does not turn an old run into another one.
     """
-    resolutions = _resolutions(dataset)
     settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
-    if len(resolutions) > 1:
-        settings["resolutions"] = resolutions
+    if _resolutions(dataset) != (dataset.resolution,):
+        settings["resolutions"] = dataset.resolutions
 
     def facts(example: Example) -> list:
         unusual = _changed(example, "variants", "weight", "role")
@@ -128,7 +127,7 @@ def fingerprint(dataset: Dataset) -> str:
         return [_file_hash(example.path), example.caption, example.repeats, *_unless_empty(unusual)]
 
     examples, held_out = ([facts(example) for example in some] for some in (dataset.examples, dataset.held_out))
-    return _key(resolutions[0], examples, held_out, *_unless_empty(settings))
+    return _key(dataset.resolution, examples, held_out, *_unless_empty(settings))
 
 
 class _Plan:
@@ -155,9 +154,9 @@ class _Plan:
         return cached
 
     def held_out(self, example: Example) -> Cached:
-        """An example as it is, at the first resolution."""
-        first, limit = _resolutions(self._dataset)[0], self._dataset.largest_enlargement
-        size = size_for(example.width, example.height, first, limit)
+        """An example as it is, at one size whatever others are trained, so that losses can be compared."""
+        dataset = self._dataset
+        size = size_for(example.width, example.height, dataset.resolution, dataset.largest_enlargement)
         latents, mask = self._seen(example, size, 0)
         return Cached(example, size, latents, self._text(example, example.caption), mask)
 
@@ -194,9 +193,10 @@ def _resolutions(dataset: Dataset) -> tuple[int, ...]:
     return dataset.resolutions or (dataset.resolution,)
 
 
-def _missing(files: dict[Path, tuple]) -> list[tuple]:
+def _missing(files: dict[Path, tuple], progress: Progress) -> list[tuple]:
     """(path, what it holds) of the files that are to be made."""
-    return [(path, *held) for path, held in files.items() if not is_intact(path)]
+    looked_at = _counted("looking through the cache", files, progress)
+    return [(path, *files[path]) for path in looked_at if not is_intact(path)]
 
 
 def _counted(phase: str, items: Collection[Item], progress: Progress) -> Iterator[Item]:

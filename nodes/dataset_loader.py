@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training import contact_sheet
-from ..training.folder import scan
+from ..training import contact_sheet, handed
+from ..training.dataset import Dataset, joined
 from ..training.dataset_report import describe
+from ..training.folder import scan
+from .dataset_inputs import AUTOMATIC, INPUTS, training_of, values_of
 from .host import folders
+from .host.progress import Progress
 from .pictures import to_image
 from .sockets import CATEGORY, DATASET
 
-AUTOMATIC = -1
-
 
 class LoraWorkbenchDatasetLoader(io.ComfyNode):
-    """Reads a folder of pictures with captions, shows it, and says what is wrong with it."""
+    """Reads pictures with captions and masks, shows them, and says what is wrong with them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,41 +30,8 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
             node_id="LoraWorkbenchDatasetLoader",
             display_name="LoRA Dataset Loader",
             category=CATEGORY,
-            description="Reads a folder of pictures, each with a text file of the same name beside it.",
-            inputs=[
-                io.String.Input(
-                    "folder",
-                    default="my_subject",
-                    tooltip="The folder with the pictures: a full path, or a folder in ComfyUI's input folder.",
-                ),
-                io.String.Input(
-                    "trigger_word",
-                    default="",
-                    tooltip="The word that calls the LoRA, best one without a meaning. Added to captions without it.",
-                ),
-                io.Int.Input(
-                    "resolution",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=8,
-                    tooltip="Pictures are trained at about this size, in their own shape. 1024 suits SDXL and FLUX.",
-                ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    tooltip="How often an epoch shows each picture. A sub-folder 10_name counts ten times as often.",
-                ),
-                io.Int.Input(
-                    "hold_out",
-                    default=AUTOMATIC,
-                    min=AUTOMATIC,
-                    max=100,
-                    tooltip="Pictures kept out, to find the best checkpoint. -1 = a few, from ten pictures on.",
-                ),
-            ],
+            description="Reads a folder of pictures, with captions and masks as other trainers keep them.",
+            inputs=INPUTS,
             outputs=[
                 DATASET.Output("dataset", tooltip="For LoRA Auto-Captioner and LoRA Trainer."),
                 io.Image.Output(
@@ -67,22 +39,54 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
                 ),
                 io.String.Output("report", tooltip="What was found, and what is wrong with it."),
             ],
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_inputs) -> str:
-        """Changes when a picture or caption is added, removed or edited, so that ComfyUI reads the folder again."""
-        state = folders.folder_state(folders.dataset_folder(folder))
+    def fingerprint_inputs(cls, **given) -> str:
+        """Changes when a picture, caption or mask is added, removed or edited, so that ComfyUI reads them again."""
+        if "images" in given:  # which ones is not known before they are made; edits of their captions are
+            state = [file for file in folders.folder_state(folders.handed_folder()) if file[2] != handed.WRITTEN_AT_NS]
+        else:
+            state = folders.folder_state(folders.dataset_folder(values_of(given)["folder"]))
         return hashlib.sha256(repr(state).encode()).hexdigest()
 
     @classmethod
-    def execute(cls, folder, trigger_word, resolution, repeats, hold_out) -> io.NodeOutput:
-        dataset = scan(
-            folders.dataset_folder(folder),
-            trigger_word=trigger_word,
-            resolution=resolution,
-            hold_out=None if hold_out == AUTOMATIC else hold_out,
-            repeats=repeats,
-        )
+    def execute(cls, **given) -> io.NodeOutput:
+        values = values_of(given)
+        progress = Progress(cls.hidden.unique_id)
+        dataset = read(values, partial(progress.encoding, "reading pictures"))
+        if values["dataset"] is not None:
+            dataset = joined([values["dataset"], dataset])
         sheet = to_image(contact_sheet.draw(dataset))
         return io.NodeOutput(dataset, sheet, describe(dataset), ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def read(values: Mapping[str, Any], progress) -> Dataset:
+    """The dataset of the node's inputs alone."""
+    return scan(
+        _place(values),
+        trigger_word=values["trigger_word"],
+        hold_out=None if values["hold_out"] == AUTOMATIC else values["hold_out"],
+        repeats=values["repeats"],
+        role=values["role"],
+        weight=values["weight"],
+        sub_folders=values["sub_folders"],
+        mask_source=values["mask_source"],
+        progress=progress,
+        **training_of(values),
+    )
+
+
+def _place(values: Mapping[str, Any]) -> Path:
+    """The folder to read: what came from other nodes goes before what was typed."""
+    images, captions, masks = (values[name] or [] for name in ("images", "captions", "masks"))
+    if images:
+        return handed.write(folders.handed_folder(), images, captions, masks)
+    for name, content in (("captions", captions), ("masks", masks)):
+        if content:
+            raise ValueError(
+                f"{name} is connected but images is not: connect images too, or put files into the folder."
+            )
+    return folders.dataset_folder(values["folder"])

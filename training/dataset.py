@@ -114,7 +114,7 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
         last,
         examples=examples,
         held_out=tuple(held_out.values()),
-        trigger_word=", ".join(unique(dataset.trigger_word for dataset in datasets)),
+        trigger_word=triggers_of([*examples, *held_out.values()]),
         uncaptioned=tuple(unique(path for dataset in datasets for path in dataset.uncaptioned)),
     )
     return replace(whole, notes=(*unique(notes), *caption_notes(whole)))
@@ -127,6 +127,11 @@ def resolutions_in(text: str, resolution: int) -> tuple[int, ...]:
         raise ValueError(f"extra_resolutions is '{text}': give whole numbers with commas between, such as 512, 768.")
     extra = {int(word) for word in words if word} - {resolution}
     return tuple(sorted({*extra, resolution})) if extra else ()
+
+
+def triggers_of(examples: Iterable[Example]) -> str:
+    """The trigger words of all concepts, with commas between."""
+    return ", ".join(unique(example.trigger_word for example in examples))
 
 
 def caption_notes(dataset: Dataset) -> tuple[str, ...]:

@@ -7,7 +7,17 @@ from pathlib import Path
 from . import masks
 from .buckets import size_notes
 from .caption_sources import Captions
-from .dataset import REGULARIZATION, ROLES, TRAIN, VALIDATION, Dataset, Example, caption_notes, insert_trigger, unique
+from .dataset import (
+    REGULARIZATION,
+    ROLES,
+    TRAIN,
+    VALIDATION,
+    Dataset,
+    Example,
+    caption_notes,
+    insert_trigger,
+    triggers_of,
+)
 from .images import look_at
 from .listing import KOHYA, SUB_FOLDERS, Source, pictures_of, sources_of, unread_notes
 from .split import hold_out_count, split
@@ -55,7 +65,7 @@ def scan(
         folder,
         train,
         kept,
-        trigger_word=", ".join(unique(example.trigger_word for example in examples)),
+        trigger_word=triggers_of(examples),
         resolution=resolution,
         uncaptioned=tuple(reader.uncaptioned),
         **training,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 # The time of every file as it was written, so that those edited later can be told: 2000-01-01, UTC.
 WRITTEN_AT = 946_684_800
+WRITTEN_AT_NS = WRITTEN_AT * 10**9
 
 
 def write(folder: Path, images: Sequence[Tensor], captions: Sequence[str] = (), masks: Sequence[Tensor] = ()) -> Path:

@@ -1,9 +1,13 @@
 """Where ComfyUI keeps things, and what a name or a path from a workflow may reach."""
 
 import os
+import unicodedata
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 
 import folder_paths
+
+MOST_WATCHED = 20_000  # files; asking for the times of more would hold up the queue
 
 
 def loras_folder() -> Path:
@@ -51,22 +55,40 @@ def _parts(name: str) -> tuple[str, ...]:
 def dataset_folder(text: str) -> Path:
     """The folder a user typed or pasted: quotes dropped, ``~`` expanded, a relative path inside ComfyUI's input folder.
 
-    It need not exist.
+    Backslashes and accents are also tried as this system writes them. It need not exist.
     """
     typed = text.strip().strip("\"'\u201c\u201d\u2018\u2019").strip()
-    return input_folder() / os.path.expanduser(typed)
+    written = [typed, *(unicodedata.normalize(form, typed) for form in ("NFC", "NFD"))]
+    written += [way.replace("\\", "/") for way in written]
+    folders = [input_folder() / os.path.expanduser(way) for way in written]
+    return next(filter(os.path.isdir, folders), folders[0])
 
 
-def folder_state(folder: Path, depth: int = 1) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file in the folder and its sub-folders, so that edits are noticed."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return []
-    state = []
-    for entry in entries:
-        if entry.is_dir():
-            state += folder_state(Path(entry.path), depth - 1) if depth > 0 else []
-        elif entry.is_file():
-            state.append((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns))
+def handed_folder() -> Path:
+    """Where pictures from other nodes are kept as datasets."""
+    return output_folder() / "lora_workbench" / "datasets"
+
+
+def folder_state(folder: Path, depth: int = 2, most: int = MOST_WATCHED) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the files in the folder and its sub-folders, so that edits are noticed.
+
+    Hidden files are passed over. At most `most` are asked for their time; of a folder with more than that only
+    additions and removals are sure to be noticed, by the time of the folder itself.
+    """
+    state, places = [], [(str(folder), depth)]
+    for place, below in places:
+        try:
+            with os.scandir(place) as found:
+                entries = sorted(islice(found, most - len(state)), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                places += [(entry.path, below - 1)] if below else []
+            elif entry.is_file():
+                state.append((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns))
+        if len(state) >= most or len(entries) >= most:
+            return [*state, (place, 0, os.stat(place).st_mtime_ns)]
     return state

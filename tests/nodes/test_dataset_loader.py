@@ -1,14 +1,23 @@
 """LoRA Dataset Loader: a folder as a user types it, read again whenever it has changed."""
 
 import os
+import shutil
 import time
+import unicodedata
 
+import comfy.model_management as mm
+import numpy as np
 import pictures
 import pytest
 import queueing
 import torch
 
 from lora_workbench.nodes.dataset_loader import LoraWorkbenchDatasetLoader
+from lora_workbench.nodes.host import folders
+from lora_workbench.training.augmentation import Augmentation
+from lora_workbench.training.folder import scan
+from lora_workbench.training.images import open_image
+from lora_workbench.training.wording import Wording
 
 pytestmark = pytest.mark.comfy
 
@@ -21,12 +30,16 @@ def folder(tmp_path, comfyui):
 
 
 def load(folder, **changes):
-    inputs = {"trigger_word": "zork", "resolution": 256, "repeats": 1, "hold_out": -1, **changes}
-    return queueing.run(LoraWorkbenchDatasetLoader, folder=str(folder), **inputs)
+    """The node's outputs; its inputs are lists, as the executor hands them over."""
+    inputs = {"folder": str(folder), "trigger_word": "zork", "resolution": 256, "repeats": 1, "hold_out": -1, **changes}
+    listed = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
+    return queueing.run(LoraWorkbenchDatasetLoader, **listed)
 
 
-def fingerprint(folder):
-    return LoraWorkbenchDatasetLoader.fingerprint_inputs(folder=str(folder), trigger_word="zork", resolution=256)
+def fingerprint(folder, **linked):
+    """As the executor asks for it: what is connected to other nodes is None."""
+    given = {"folder": (str(folder),), "trigger_word": ("zork",), "resolution": (256,)}
+    return LoraWorkbenchDatasetLoader.fingerprint_inputs(**given, **linked)
 
 
 def test_it_gives_the_dataset_the_sheet_and_the_report(folder):
@@ -41,9 +54,7 @@ def test_it_gives_the_dataset_the_sheet_and_the_report(folder):
 
 def test_the_sheet_is_shown_on_the_node(folder):
     node = LoraWorkbenchDatasetLoader.PREPARE_CLASS_CLONE(None)
-    shown = node.EXECUTE_NORMALIZED(
-        folder=str(folder), trigger_word="", resolution=256, repeats=1, hold_out=0
-    ).ui.as_dict()["images"]
+    shown = node.EXECUTE_NORMALIZED(folder=[str(folder)], resolution=[256]).ui.as_dict()["images"]
     assert [image["type"] for image in shown] == ["temp"]
 
 
@@ -114,3 +125,153 @@ def test_a_big_folder_stays_quick(tmp_path, comfyui):
     assert time.process_time() - started < 15
     assert len(result["dataset"].examples) + len(result["dataset"].held_out) == 1500
     assert result["contact_sheet"].shape[1] < 8000
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "Kätzchen im Schnee/älter",
+        "Kätzchen im Schnee\\älter",
+        '"Kätzchen im Schnee\\älter\\"',
+        "\tKätzchen im Schnee/älter \n",
+    ],
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_umlauts_spaces_and_backslashes_are_understood_however_they_are_written(host_folder, typed, form):
+    folder = host_folder / "input" / "Kätzchen im Schnee" / "älter"
+    pictures.draw(folder / "1.png", caption="x")
+    dataset = load(unicodedata.normalize(form, typed))["dataset"]
+    assert dataset.folder.samefile(folder) and len(dataset.examples) == 1
+
+
+def test_a_folder_saved_before_there_were_more_inputs_is_read_as_before(folder):
+    clone = LoraWorkbenchDatasetLoader.PREPARE_CLASS_CLONE(None)
+    with torch.inference_mode():
+        dataset, *_ = clone.EXECUTE_NORMALIZED(folder=[str(folder)], trigger_word=["zork"]).args
+    same = load(folder, resolution=1024)["dataset"]
+    assert dataset == same and dataset == scan(folder, trigger_word="zork")
+
+
+def test_every_setting_reaches_the_dataset(folder):
+    settings = {
+        "extra_resolutions": "128, 192",
+        "largest_enlargement": 2.0,
+        "background": " #808080",
+        "weight": 0.5,
+        "shuffle_tags": True,
+        "keep_first": 2,
+        "tag_dropout": 0.1,
+        "caption_dropout": 0.05,
+        "variants": 4,
+        "crop_jitter": 0.1,
+        "flip": True,
+        "colour": 0.05,
+    }
+    dataset = load(folder, **settings)["dataset"]
+    assert dataset.resolutions == (128, 192, 256) and dataset.background == "#808080"
+    assert dataset.largest_enlargement == 2.0 and {e.weight for e in dataset.examples} == {0.5}
+    assert dataset.wording == Wording(True, 2, 0.1, 0.05) and dataset.augmentation == Augmentation(4, 0.1, True, 0.05)
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"extra_resolutions": "big"}, "extra_resolutions is 'big'"),
+        ({"background": "sky"}, "background is 'sky'"),
+        ({"flip": True}, "variants is 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_in_one_sentence(folder, setting, said):
+    with pytest.raises(ValueError, match=said):
+        load(folder, **setting)
+
+
+def test_loaders_in_a_row_make_one_dataset_of_several_concepts(folder, tmp_path_factory):
+    places = [pictures.draw(tmp_path_factory.mktemp(name) / "1.png", caption=f"a {name}").parent for name in "abc"]
+    first = load(places[0], trigger_word="blip", repeats=5)["dataset"]
+    second = load(places[1], role="regularization", weight=0.5, dataset=first)["dataset"]
+    third = load(places[2], role="validation", dataset=second)["dataset"]
+    whole = load(folder, dataset=third)
+    assert [(e.caption, e.repeats, e.weight, e.role) for e in whole["dataset"].examples[:2]] == [
+        ("blip, a a", 5, 1.0, "train"),
+        ("a b", 1, 0.5, "regularization"),
+    ]
+    assert len(whole["dataset"].examples) == 5 and [e.caption for e in whole["dataset"].held_out] == ["zork, a c"]
+    assert whole["dataset"].trigger_word == "blip, zork" and whole["dataset"].folder == folder
+
+
+@pytest.fixture
+def handed_over(host_folder):
+    """Two pictures, their captions and masks as other nodes hand them over, and where they are kept."""
+    torch.manual_seed(0)
+    mask = torch.zeros(1, 64, 96)
+    mask[:, :, :48] = 1
+    given = {
+        "images": [torch.rand(1, 64, 96, 3), torch.rand(1, 64, 96, 3)],
+        "captions": ["a star", "a moon"],
+        "masks": [mask, mask],
+    }
+    kept = host_folder / "output" / "lora_workbench" / "datasets"
+    yield given, kept
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def test_pictures_from_other_nodes_become_a_dataset(handed_over):
+    given, kept = handed_over
+    dataset = load("../../nowhere", **given)["dataset"]
+    assert dataset.folder.parent == kept and [e.caption for e in dataset.examples] == ["zork, a star", "zork, a moon"]
+    assert all(e.mask for e in dataset.examples)
+    pixels = np.asarray(open_image(dataset.examples[0].path))
+    assert np.array_equal(pixels, (given["images"][0][0].numpy() * 255).astype(np.uint8))
+    assert load("", **given)["dataset"] == dataset and len(list(kept.iterdir())) == 1
+
+
+def test_a_batch_of_pictures_is_as_good_as_a_list(handed_over):
+    given, _ = handed_over
+    batch = {
+        "images": [torch.cat(given["images"])],
+        "captions": given["captions"],
+        "masks": [torch.cat(given["masks"])],
+    }
+    assert load("", **batch)["dataset"] == load("", **given)["dataset"]
+
+
+def test_edited_captions_of_handed_over_pictures_are_noticed_and_new_pictures_are_no_edit(handed_over):
+    given, _ = handed_over
+    before = fingerprint("", images=(None,))
+    folder = load("", **given)["dataset"].folder
+    assert fingerprint("", images=(None,)) == before
+    (folder / "00001.txt").write_text("a better caption")
+    assert fingerprint("", images=(None,)) != before
+    assert load("", **given)["dataset"].examples[0].caption == "zork, a better caption"
+
+
+@pytest.mark.parametrize("name", ["captions", "masks"])
+def test_captions_or_masks_without_pictures_are_refused(folder, handed_over, name):
+    with pytest.raises(ValueError, match=f"{name} is connected but images is not: connect images too"):
+        load(folder, **{name: handed_over[0][name]})
+
+
+def test_cancelling_stops_the_reading(folder):
+    queueing.interrupt()
+    with pytest.raises(mm.InterruptProcessingException):
+        load(folder)
+
+
+def test_of_a_huge_folder_only_so_many_files_are_watched_and_changes_still_show(tmp_path, comfyui):
+    for number in range(30):
+        (tmp_path / f"{number}.txt").touch()
+    few = folders.folder_state(tmp_path, most=10)
+    assert len(few) == 11 and few == folders.folder_state(tmp_path, most=10)
+    os.utime(tmp_path, ns=(5, 5))  # as adding or removing a file does
+    assert folders.folder_state(tmp_path, most=10) != few
+    assert len(folders.folder_state(tmp_path)) == 30
+
+
+def test_files_that_are_not_read_do_not_count_as_changes(folder):
+    before = fingerprint(folder)
+    (folder / ".caption_log.json").write_text("{}")
+    pictures.draw(folder / ".caption_backups" / "1.png")
+    assert fingerprint(folder) == before
+    pictures.draw(folder / "2_zork" / "masks" / "1.png")
+    assert fingerprint(folder) != before

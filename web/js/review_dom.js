@@ -1,0 +1,43 @@
+// The few things the review needs of the page: elements, badges, differences, and its style sheet.
+import { STATES, difference } from "./review_text.js";
+
+/** An element with properties, data-… and aria-… attributes and listeners (`onclick`), and its children. */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+export function button(text, title, onclick, className = "") {
+  return element("button", { type: "button", className: `lw-button ${className}`, title, onclick }, text);
+}
+
+export function badge(state) {
+  return element("span", { className: `lw-badge lw-${state}` }, STATES[state]);
+}
+
+/** Two texts side by side, what was taken out marked in the old one and what came in marked in the new one. */
+export function sideBySide(before, after) {
+  const parts = difference(before, after);
+  const column = (title, marked, tag) => {
+    const shown = parts.filter(([kind]) => kind === "same" || kind === marked);
+    const text = shown.map(([kind, words]) => (kind === marked ? element(tag, {}, words) : words));
+    return element("div", {}, element("h4", {}, title), element("p", {}, ...text));
+  };
+  return element(
+    "div",
+    { className: "lw-compare" },
+    column("Before", "removed", "del"),
+    column("After", "added", "ins"),
+  );
+}
+
+export function addStyle() {
+  const address = new URL("./review.css", import.meta.url).href;
+  if (document.querySelector(`link[href="${address}"]`)) return;
+  document.head.append(element("link", { rel: "stylesheet", href: address }));
+}

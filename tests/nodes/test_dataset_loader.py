@@ -1,11 +1,13 @@
 """LoRA Dataset Loader: a folder as a user types it, read again whenever it has changed."""
 
+import asyncio
 import os
 import shutil
 import time
 import unicodedata
 
 import comfy.model_management as mm
+import execution
 import numpy as np
 import pictures
 import pytest
@@ -275,3 +277,19 @@ def test_files_that_are_not_read_do_not_count_as_changes(folder):
     assert fingerprint(folder) == before
     pictures.draw(folder / "2_zork" / "masks" / "1.png")
     assert fingerprint(folder) != before
+
+
+def test_the_executor_hands_its_inputs_over_as_the_node_expects_them(folder):
+    """Through ComfyUI's own functions: widgets come as lists, what is connected is unknown to the fingerprint."""
+
+    def ask(function, **inputs):
+        inputs = {"folder": str(folder), "trigger_word": "zork", "resolution": 64, **inputs}
+        data, _, v3 = execution.get_input_data(inputs, LoraWorkbenchDatasetLoader, "3", None)
+        call = execution._async_map_node_over_list("1", "3", LoraWorkbenchDatasetLoader, data, function, v3_data=v3)
+        (answer,) = asyncio.run(call)
+        return answer
+
+    dataset, sheet, report = ask("EXECUTE_NORMALIZED").args
+    assert len(dataset.examples) == 3 and sheet.shape[0] == 1 and report.startswith("3 pictures")
+    assert ask("fingerprint_inputs") == fingerprint(folder)
+    assert ask("fingerprint_inputs", images=["4", 0]) != fingerprint(folder)

@@ -123,7 +123,7 @@ def _on_its_side(picture: Image.Image, path: Path) -> None:
 PLANTS = (
     Plant("near-duplicate", _filtered(lambda picture: _scaled(picture, 1.5)), of_good=True),
     Plant("near-duplicate", _filtered(lambda picture: picture.point(lambda level: min(255, level + 25))), of_good=True),
-    Plant("mirrored duplicate", _filtered(ImageOps.mirror), of_good=True),
+    Plant("mirrored", _filtered(ImageOps.mirror), of_good=True),
     Plant("blurry", _filtered(lambda picture: picture.filter(ImageFilter.GaussianBlur(4)))),
     Plant("enlarged", _filtered(lambda picture: _scaled(_scaled(picture, 1 / 3), 3))),
     Plant("too small", _filtered(lambda picture: picture.crop((0, 0, 150, 150)))),
@@ -143,7 +143,7 @@ def write_plants(folder: Path, pictures: list[Image.Image], times: int = 2) -> d
     expected = {}
     for number, plant in enumerate(PLANTS * times):
         path = folder / f"plant_{number:02}.png"
-        own = drawn(1000 + number) if number % 2 else pictures[number % len(pictures)].rotate(90)
+        own = drawn(1000 + number) if number % 2 else pictures[number % len(pictures)].rotate(180)
         plant.save(pictures[2 * number].copy() if plant.of_good else own, path)
         if plant.caption != "":
             path.with_suffix(".txt").write_text(plant.caption or sentence(500 + number))

@@ -22,34 +22,31 @@ _GLUE = re.compile(r"an?|the|is|are|was|were|has|have|with|wearing|while|and|whi
 
 
 def lint(caption: str, trigger: str = "", style: str = "") -> Iterator[tuple[str, str]]:
-    """(kind, sentence) of everything odd about a caption as it is trained; `style` is what the model reads best.
+    """(kind, what its picture is or has) for everything odd about a caption as it is trained.
 
-    `trigger` "" and `style` "" mean that there is nothing to compare with.
+    `style` is what the model reads best; it and `trigger` are "" when there is nothing to compare with.
     """
     yield from _remains(caption)
     if trigger:
         times = trigger_count(caption, trigger)
         if times == 0:
-            yield "trigger missing", f"its caption is without “{trigger}”, so it is learned under other words."
+            yield "trigger missing", f"is captioned without “{trigger}”, so it is learned under other words."
         elif times > 1:
-            yield "trigger twice", f"its caption has “{trigger}” {times} times: once is enough."
+            yield "trigger twice", f"has “{trigger}” {times} times in its caption: once is enough."
     if style == SENTENCES and looks_like_tags(caption):
-        yield (
-            "tags, not a sentence",
-            "its caption is a list of tags, but the model or the other captions use sentences.",
-        )
+        yield "tags, not a sentence", "is captioned with tags, but the model or the other captions use sentences."
     elif style == TAGS and looks_like_a_sentence(caption):
-        yield "a sentence, not tags", "its caption is a sentence, but the model or the other captions use tags."
+        yield "a sentence, not tags", "is captioned with a sentence, but the model or the other captions use tags."
 
 
 def _remains(caption: str) -> Iterator[tuple[str, str]]:
     """What a captioner says besides the caption."""
     if found := _REFUSAL.search(caption):
-        yield "refusal", f"its caption says “{found[0]}”, which is the captioner talking: write it by hand."
+        yield "refusal", f"has the captioner talking in its caption (“{found[0]}”): write it by hand."
     if found := _BOILER_PLATE.search(caption):
-        yield "boiler-plate", f"its caption opens with “{found[0].strip()}”: only what is seen should be in it."
+        yield "boiler-plate", f"has a caption that opens with “{found[0].strip()}”: only what is seen should be in it."
     if found := _MARK_UP.search(caption):
-        yield "mark-up", f"its caption holds “{found[0]}”, which the model would learn as a word: remove it."
+        yield "mark-up", f"has “{found[0]}” in its caption, which the model would learn as a word: remove it."
 
 
 def trigger_count(caption: str, trigger: str) -> int:

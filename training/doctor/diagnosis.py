@@ -6,11 +6,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd: `kind` in two or three words, `message` as a sentence about a picture, or about the dataset."""
+    """Something odd: `kind` in two or three words; `message` as a sentence, which the name of a picture opens."""
 
     kind: str
     message: str
-    path: Path | None = None
+    path: Path | None = None  # None: it is about the dataset
 
 
 @dataclass(frozen=True)

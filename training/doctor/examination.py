@@ -43,7 +43,7 @@ def examine(
             measured[example.path] = seen
             findings += (Finding(kind, said, example.path) for kind, said in _about_picture(example, dataset, seen))
         else:
-            findings.append(Finding("unreadable", f"{seen}", example.path))
+            findings.append(Finding("unreadable", str(seen).removeprefix(f"{example.path.name} "), example.path))
         if example.path in uncaptioned:
             findings.append(Finding("no caption", "has no caption.", example.path))
         else:
@@ -127,7 +127,7 @@ def _likeness(pair: duplicates.Pair, other: str) -> tuple[str, str]:
     if pair.bits > duplicates.SAME:
         return "similar", f"is similar to {other}: look whether both add something."
     if pair.mirrored:
-        return "mirrored duplicate", f"is nearly the mirror image of {other}: one is enough."
+        return "mirrored", f"is nearly the mirror image of {other}: one is enough."
     return "near-duplicate", f"is nearly the same picture as {other}: one is enough."
 
 
@@ -165,7 +165,7 @@ def _lonely(dataset: Dataset) -> Iterator[tuple[str, str]]:
     lonely = [f"{w} x {h} ({paths[0].name})" for (w, h), paths in members.items() if len(paths) == 1]
     if lonely and len(dataset.examples) > 1:
         names = ", ".join(lonely[:MOST_NAMED]) + (" and more" if len(lonely) > MOST_NAMED else "")
-        yield "one-picture bucket", f"only one picture is trained at {names}: it never shares a batch with others."
+        yield "one-picture bucket", f"only one picture each is trained at {names}: it never shares a batch with others."
 
 
 def _sharing(examples: Sequence[Example]) -> Iterator[tuple[str, str]]:

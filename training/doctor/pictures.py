@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops
 
 from ..images import look_at, open_alpha, open_image
 
@@ -105,7 +105,8 @@ def fine_detail(grey: Image.Image) -> float:
 
 def _difference(one: Image.Image, other: Image.Image) -> float:
     """The root of the mean square, in grey levels."""
-    return math.sqrt(np.square(np.asarray(one, np.float32) - np.asarray(other, np.float32)).mean())
+    counts = ImageChops.difference(one, other).histogram()
+    return math.sqrt(sum(count * level**2 for level, count in enumerate(counts)) / sum(counts))
 
 
 def _colours(picture: Image.Image) -> np.ndarray:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+from .tags import TWO_LETTERS, split_tags, unique
+
 LEAD_INS = re.compile(
     r"""^(?:
         (?:sure|certainly|of\ course|absolutely|okay|ok)\b[^.!:\n]{0,60}[.!:,]
@@ -23,7 +25,8 @@ REFUSALS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 THINKING = re.compile(r"^.*</think>", re.DOTALL)
-MARKUP = re.compile(r"</?[a-zA-Z_|][^<>\n]{0,40}>")
+# The face <|>_<|> is none.
+MARKUP = re.compile(r"(?<!_)</?[a-zA-Z_|][^<>\n]{0,40}>(?!_)")
 LIST_MARK = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "`": "`"}
@@ -42,6 +45,11 @@ def clean_tags(caption: str) -> str:
     return _settled(_clean_tags_once, caption)
 
 
+def words_of_name(stem: str) -> str:
+    """The words in the name of a file, without the number at its end: "red_fox-02" says "red fox"."""
+    return " ".join(re.sub(r"[\s_-]*\(?\d*\)?$", "", stem).replace("_", " ").replace("-", " ").split())
+
+
 def _settled(once: Callable[[str], str], caption: str) -> str:
     """Repeat until nothing is cut, because what is cut away may lay bare another lead-in."""
     before = None
@@ -53,7 +61,7 @@ def _settled(once: Callable[[str], str], caption: str) -> str:
 def _clean_once(caption: str) -> str:
     caption = MARKUP.sub(" ", THINKING.sub("", caption))
     caption = " ".join(caption.replace("**", "").replace("\u2019", "'").split())
-    return _without_refusals(_without_lead_in(_unquoted(caption)))
+    return _without_refusals(_without_lead_in(_unquoted(caption))).lstrip(" ,")
 
 
 def _unquoted(caption: str) -> str:
@@ -84,8 +92,6 @@ def _without_refusals(caption: str) -> str:
 
 def _clean_tags_once(caption: str) -> str:
     lines = (LIST_MARK.sub("", line) for line in THINKING.sub("", caption).splitlines())
-    tags = (tag.strip(" .;") for line in lines for tag in clean(line).split(","))
-    first: dict[str, str] = {}
-    for tag in filter(None, tags):
-        first.setdefault(tag.casefold(), tag)
-    return ", ".join(first.values())
+    tags = (tag for line in lines for tag in split_tags(clean(line)))
+    # Faces and marks such as ;_; and ... are tags too.
+    return ", ".join(unique(tag.strip(" .;") if TWO_LETTERS.search(tag) else tag for tag in tags))

@@ -1,6 +1,6 @@
 import pytest
 
-from lora_workbench.captioning.text import clean, clean_tags
+from lora_workbench.captioning.text import clean, clean_tags, words_of_name
 
 SAID = [
     ("This image shows a red fox in the snow.", "A red fox in the snow."),
@@ -50,3 +50,17 @@ def test_a_refusal_is_no_caption(said):
 def test_tags_come_once_and_without_list_marks():
     said = "Tags:\n- fox\n- Snow\n2. snow\n* night, fox, , (red coat)."
     assert clean_tags(said) == "fox, Snow, night, (red coat)"
+
+
+@pytest.mark.parametrize(
+    ("stem", "words"),
+    [
+        ("red_fox-02", "red fox"),
+        ("red fox (3)", "red fox"),
+        ("Müde Katze", "Müde Katze"),
+        ("20240301_121314", "20240301"),
+        ("007", ""),
+    ],
+)
+def test_a_file_name_says_its_words_without_the_number_at_its_end(stem, words):
+    assert words_of_name(stem) == words

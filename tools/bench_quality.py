@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 STEPS = {"sdxl": 300, "flux": 300}
-LEARNING_RATES = {"sdxl": 3e-3, "flux": 3e-3}
+LEARNING_RATES = {"sdxl": 4e-3, "flux": 2.5e-3}
 CFG = {"sdxl": 4.0, "flux": 1.0}
-BATCH = 8
+BATCH = 12
 RANK = 16
 PICTURES = 12
 JUDGED = 10

@@ -22,8 +22,8 @@ import example
 
 OUTPUT = environment.ROOT / "demo_output"
 STEPS = 300
-BATCH = 8
-PICTURES = 12
+BATCH = 12
+PICTURES = 14
 PROMPT = "zork on a green background"
 
 

@@ -28,8 +28,8 @@ class Family:
 
 
 FAMILIES = {
-    "sdxl": Family("sdxl", "SDXL", "train_pick_generate.json", "ToyWorldSDXL", cfg=4.0, learning_rate=3e-3),
-    "flux": Family("flux", "FLUX", "train_pick_generate_flux.json", "ToyWorldFlux", cfg=1.0, learning_rate=3e-3),
+    "sdxl": Family("sdxl", "SDXL", "train_pick_generate.json", "ToyWorldSDXL", cfg=4.0, learning_rate=4e-3),
+    "flux": Family("flux", "FLUX", "train_pick_generate_flux.json", "ToyWorldFlux", cfg=1.0, learning_rate=2.5e-3),
 }
 
 

@@ -17,7 +17,10 @@ TILTS = range(-20, 21, 4)
 DIFFERENT = 60.0
 """Distance in RGB from the background beyond which a pixel belongs to the shape."""
 CLEAR = 0.7
-"""Overlap with the ideal outline from which a shape counts as drawn; its kind is the outline it overlaps most with."""
+"""Overlap with the ideal outline from which a shape counts as drawn; its kind is the outline it overlaps most with.
+
+No other kind, drawn ideally, overlaps a star by more than 0.67, so none can pass for one.
+"""
 SMALLEST_SHARE, LARGEST_SHARE = 0.03, 0.6
 
 

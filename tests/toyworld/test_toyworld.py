@@ -25,6 +25,11 @@ def test_the_judge_reads_drawn_pictures_right(blur):
     assert right >= 98
 
 
+def test_no_other_shape_overlaps_a_star_enough_to_pass_for_one():
+    stars, others = judge._templates("star"), [t for kind in drawing.SHAPES for t in judge._templates(kind)]
+    assert max(judge._iou(star, other) for star in stars for other in others) < judge.CLEAR
+
+
 def test_the_score_of_the_concept_orders_pictures():
     chance = random.Random(1)
     star, red_star, circle = (

@@ -111,13 +111,18 @@ def train(
 
 
 def batch_loss(denoiser: Denoiser, batch: Batch, seed: int, number: int) -> Tensor:
-    """The loss of micro-batch `number`: the mean over its pictures, each at its own noise level with its own text."""
+    """The loss of micro-batch `number`: the mean over its pictures, each at its own noise level with its own text.
+
+    Where pictures have masks or weights, the error counts inside the mask only, and each picture times its weight.
+    """
     sigma = training_sigmas(denoiser.sigmas, len(batch.latents), batch.size, seed, number).to(denoiser.device)
     noise = noise_like(batch.latents, seed, "noise", number).to(denoiser.device)
     latents = batch.latents.to(denoiser.device)
     noisy = mix(denoiser.prediction, latents, noise, sigma)
     predicted = denoiser(noisy, sigma, batch.text, batch.size)
-    return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma)).mean()
+    masks = None if batch.masks is None else batch.masks.to(denoiser.device)
+    losses = loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma), masks)
+    return (losses * batch.weights.to(losses)).mean()
 
 
 def clip_gradient(gradient: Tensor, limit: float, loss_scale: float) -> float:

@@ -86,9 +86,16 @@ def target(prediction: str, latents: Tensor, noise: Tensor, sigma: Tensor) -> Te
     raise ValueError(f"Prediction type '{prediction}' cannot be trained: it must be eps, v or flow.")
 
 
-def loss_per_sample(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error of each sample (B,), in float32."""
-    return (predicted.float() - wanted.float()).square().flatten(1).mean(1)
+def loss_per_sample(predicted: Tensor, wanted: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample (B,), in float32; with masks (B, 1, h, w) the mean over what they leave.
+
+    So a small masked part teaches as strongly as a whole picture; a mask that leaves nothing gives 0.
+    """
+    error = (predicted.float() - wanted.float()).square()
+    if masks is None:
+        return error.flatten(1).mean(1)
+    counted = masks.to(error).expand_as(error)
+    return (error * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def _per_sample(sigma: Tensor, latents: Tensor) -> Tensor:

@@ -31,4 +31,5 @@ def _levels(denoiser: Denoiser, batch: Batch, number: int) -> list[float]:
         predicted = denoiser(
             mix(denoiser.prediction, latents, noise, sigma), sigma, batch.text * len(sigma), batch.size
         )
-    return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma)).tolist()
+    masks = None if batch.masks is None else batch.masks.to(denoiser.device).expand(len(sigma), -1, -1, -1)
+    return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma), masks).tolist()

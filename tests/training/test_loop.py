@@ -231,6 +231,28 @@ def test_each_picture_is_asked_with_its_own_caption_and_the_loss_is_the_mean(mon
     assert own != pytest.approx((own + swapped) / 2, rel=1e-4), "averaging over captions would be seen here"
 
 
+def test_weights_scale_what_each_picture_counts_and_masks_what_of_it_counts(monkeypatch):
+    denoiser, batch = Denoiser(), Batches(2)[0]
+    monkeypatch.setattr(loop, "training_sigmas", lambda table, count, *where: torch.full((count,), 2.0))
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(3))
+
+    def loss(places=(0, 1), **more):
+        part = noise[list(places)]
+        monkeypatch.setattr(loop, "noise_like", lambda latents, *where: part)
+        latents, text = batch.latents[list(places)], tuple(batch.text[place] for place in places)
+        return batch_loss(denoiser, Batch(latents, text, batch.size, batch.names, **more), 0, 0).item()
+
+    first, second = loss([0]), loss([1])
+    assert loss(weights=torch.tensor([1.0, 1.0])) == loss()
+    assert loss(weights=torch.tensor([2.0, 0.5])) == pytest.approx((2 * first + 0.5 * second) / 2)
+    shape = (2, 1, *batch.latents.shape[2:])
+    assert loss(masks=torch.ones(shape)) == pytest.approx(loss())
+    half = torch.zeros(shape)
+    half[..., : shape[-1] // 2] = 1
+    assert loss(masks=half) + loss(masks=1 - half) == pytest.approx(2 * loss())
+    assert loss(masks=half) != pytest.approx(loss(), rel=1e-3)
+
+
 def test_every_batch_is_told_its_own_size():
     """Trap 4: not that of the first picture."""
     denoiser, told = Denoiser(), []

@@ -167,3 +167,25 @@ def test_other_code_that_draws_random_numbers_changes_nothing_and_is_not_changed
     second = everything_random()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, first, second))
+
+
+# Masks
+
+
+def test_a_masked_loss_is_the_mean_over_what_the_mask_leaves():
+    wanted, predicted = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    predicted[:, :, 2:] = 5.0
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, :, :2], mask[1, :, :3] = 1.0, 0.5
+    losses = noise.loss_per_sample(predicted, wanted, mask)
+    torch.testing.assert_close(losses, torch.tensor([1.0, (8 * 1 + 4 * 25) / 12]))
+    assert torch.equal(
+        noise.loss_per_sample(predicted, wanted, torch.ones(2, 1, 4, 4)), noise.loss_per_sample(predicted, wanted)
+    )
+
+
+def test_a_mask_that_leaves_nothing_teaches_nothing():
+    predicted = torch.ones(1, 3, 4, 4, requires_grad=True)
+    loss = noise.loss_per_sample(predicted, torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)).sum()
+    loss.backward()
+    assert loss.item() == 0 and not predicted.grad.any()

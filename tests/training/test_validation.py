@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import Batches, Denoiser
@@ -63,3 +65,15 @@ def test_it_sees_the_adapters_and_keeps_nothing_for_backward():
 
 def test_no_pictures_no_losses():
     assert validation_loss(Denoiser(), []) == []
+
+
+def test_what_a_mask_leaves_out_does_not_count():
+    batch = Batches()[0]
+    blank, left = torch.zeros(1, 1, *batch.latents.shape[2:]), torch.zeros(1, 1, *batch.latents.shape[2:])
+    left[..., : left.shape[-1] // 2] = 1
+    (none,), (some,), (all_of_it,) = (
+        validation_loss(Denoiser(), [replace(batch, masks=masks)]) for masks in (blank, left, torch.ones_like(left))
+    )
+    assert none == [0.0] * 4
+    assert all_of_it == pytest.approx(validation_loss(Denoiser(), [batch])[0])
+    assert some != pytest.approx(all_of_it, rel=1e-3)

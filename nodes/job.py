@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..training import lora_file
 from ..training.batches import Batch, Batches, load
-from ..training.cache import CachedDataset, encode, fingerprint
+from ..training.cache import CachedDataset, encode, encodings, fingerprint
 from ..training.dataset import Dataset
 from ..training.loop import Snapshot, Step, train
 from ..training.lora import Adapters
@@ -30,6 +30,8 @@ from .previews import Previews
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MIB = 1024**2
+LARGEST_LATENTS, LARGEST_TEXT = 2 * _MIB, 4 * _MIB
+"""What a cached picture of 1024 x 1024 and its mask take at most, and a cached caption (256 tokens of T5 in fp32)."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ def execute(request: Request, progress: Progress) -> Result:
     """
     progress.phase("Checking the inputs")
     dataset = request.dataset
-    if not dataset.examples:
+    if not dataset.concepts:
         raise ValueError(f"The dataset '{dataset.folder}' has no picture to train on: add some, or hold out fewer.")
     denoiser = LoadedModel(request.model)
     chosen = plan(
         request.preset,
         denoiser.family,
-        len(dataset.examples),
+        len(dataset.concepts),
         request.settings,
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -130,8 +132,9 @@ def _check_disk(request: Request, denoiser: LoadedModel, chosen: Plan, run: Trai
     """OSError naming the folder that cannot be written, or the space that is missing, before any work is done."""
     adapter_bytes = 4 * chosen.lora.rank * denoiser.adapted_width(chosen.lora)
     files = -(-chosen.train.steps // chosen.save_every) * adapter_bytes // (1 if _is_fp32(request) else 2)
-    pictures = len(request.dataset.examples) + len(request.dataset.held_out)
-    needed = {run.loras: files, run.folder.parent: 3 * adapter_bytes + pictures * 8 * _MIB}
+    pictures, texts = encodings(request.dataset)
+    cache = pictures * LARGEST_LATENTS + texts * LARGEST_TEXT
+    needed = {run.loras: files, run.folder.parent: 3 * adapter_bytes + cache}
     for folder, needed_bytes in needed.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -164,13 +167,14 @@ def _train(
 ) -> None:
     """Encode what is not cached, then train; every stage around `train()` is one line here."""
     dataset, config, settings = request.dataset, chosen.train, request.settings
+    resolution = dataset.largest_resolution
     cached = encode(dataset, encoder, folders.output_folder() / "lora_workbench" / "cache", progress.encoding)
     previews.encode_prompts(progress)
     progress.phase("Loading the model")
     checkpointing = settings.checkpointing == ON or (
-        settings.checkpointing == AUTOMATIC and denoiser.needs_checkpointing(dataset.resolution, config.batch_size)
+        settings.checkpointing == AUTOMATIC and denoiser.needs_checkpointing(resolution, config.batch_size)
     )
-    denoiser.load(denoiser.working_memory(dataset.resolution, config.batch_size, checkpointing))
+    denoiser.load(denoiser.working_memory(resolution, config.batch_size, checkpointing))
     # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
     with torch.inference_mode(False):
         pattern = denoiser.family.layer_pattern(chosen.lora.layers)
@@ -221,7 +225,7 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
             config=chosen.train,
             trigger_word=dataset.trigger_word,
             resolution=dataset.resolution,
-            captions=[example.caption for example in dataset.examples],
+            captions=[example.caption for example in dataset.concepts],
             step=snapshot.step,
         )
         tensors = lora_file.kohya_keys(snapshot.weights, chosen.lora, DTYPES[request.settings.save_precision])

@@ -95,7 +95,7 @@ class Previews:
 def prompts_of(request) -> list[str]:
     """One prompt a line; without any, the first caption, which shows what the pictures teach."""
     prompts = [line.strip() for line in request.preview_prompts.splitlines() if line.strip()]
-    return prompts or [request.dataset.examples[0].caption or request.dataset.trigger_word or "a picture"]
+    return prompts or [request.dataset.concepts[0].caption or request.dataset.trigger_word or "a picture"]
 
 
 def spread(checkpoints: Sequence[Checkpoint], most: int) -> list[Checkpoint]:

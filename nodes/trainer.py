@@ -189,10 +189,16 @@ def report(result: job.Result, dataset) -> str:
         f"LoRA '{result.run.name}'",
         done,
         f"Settings: {result.plan}.",
-        f"Pictures: {len(dataset.examples)} trained, {len(dataset.held_out)} held out.",
+        f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",
     ]
     if dataset.trigger_word:
         lines.insert(1, f"Trigger word: {dataset.trigger_word}")
     return "\n".join(lines)
+
+
+def _pictures(dataset) -> str:
+    regularization = len(dataset.examples) - len(dataset.concepts)
+    kept_apart = f", {regularization} for regularization" if regularization else ""
+    return f"{len(dataset.concepts)} trained{kept_apart}, {len(dataset.held_out)} held out"

@@ -1,8 +1,11 @@
 """From images and captions to a LoRA file, in the order in which the modules are used.
 
-    dataset     a folder                     -> Dataset of Examples
-    buckets     their sizes                  -> one resolution each, nothing dropped
-    cache       Dataset + Encoder            -> CachedDataset: latents and text on disk
+    folder      a folder as people have it   -> Dataset of Examples (dataset, caption_sources, masks, images)
+    split       Examples                     -> to train on, and held out
+    doctor      Dataset                      -> what is odd about its pictures and captions
+    buckets     their sizes                  -> one size a resolution, nothing dropped
+    wording, augmentation                    -> the texts and variants an Example may come with
+    cache       Dataset + Encoder            -> CachedDataset: latents, masks and text on disk
     batches     (seed, number)               -> Batch
     families    the model's family           -> which layers, which noise levels
     lora        network + rank               -> Adapters, kept outside the network

@@ -60,6 +60,16 @@ class Dataset:
         except ValueError as error:
             raise ValueError(f"background is '{self.background}': give a colour such as white or #808080.") from error
 
+    @property
+    def concepts(self) -> tuple[Example, ...]:
+        """The examples that show what is to be learnt: all but regularization pictures."""
+        return tuple(example for example in self.examples if example.role == TRAIN)
+
+    @property
+    def largest_resolution(self) -> int:
+        """The largest of the resolutions trained at, which decides how much memory a step takes."""
+        return max(self.resolutions or (self.resolution,))
+
 
 def insert_trigger(caption: str, trigger: str) -> str:
     """The caption with `trigger` put first, unless it is there as a whole word in any case; otherwise verbatim."""

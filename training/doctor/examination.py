@@ -5,10 +5,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from ..buckets import enlargement, sizes_for
-from ..dataset import REGULARIZATION, Dataset, Example
+from ..dataset import REGULARIZATION, Dataset, Example, natural_key
 from . import captions, duplicates, pictures, vocabulary
 from .diagnosis import Diagnosis, Finding
 from .pictures import Measures
@@ -16,6 +17,7 @@ from .pictures import Measures
 TOO_SMALL = 0.5  # of the pixels it is trained with
 MOST_NAMED = 5
 AT_ONCE, MOST_THREADS = 32, 4
+TWIN = "twin in training"
 
 
 def examine(
@@ -32,7 +34,7 @@ def examine(
     "tags" or "sentences"; "" compares the captions with each other. Regularization pictures are not looked at: they
     are to show what the base model makes, odd or not. `progress` hears (done, total) and may raise to stop.
     """
-    examples = [example for example in dataset.examples + dataset.held_out if example.role != REGULARIZATION]
+    examples = _examined(dataset)
     style = style or vocabulary.style_of([text for example in examples for text in _texts(example)])
     counts = {example.path: max(map(tokens, _texts(example))) for example in examples} if tokens else {}
     uncaptioned = set(dataset.uncaptioned)
@@ -49,17 +51,27 @@ def examine(
         else:
             findings += (Finding(kind, said, example.path) for kind, said in _about_captions(example, style))
         progress(done, len(examples))
-    alike, clusters = _alike(measured, {example.path for example in dataset.held_out})
-    findings += alike
-    captioned = [example for example in examples if example.path not in uncaptioned]
-    findings += (Finding(kind, said) for kind, said in _about_all(captioned, dataset, counts, limit))
-    return Diagnosis(tuple(findings), counts, clusters, limit if tokens else 0)
+    alike, clusters = _alike(measured)
+    return as_split(Diagnosis((*findings, *alike), counts, clusters, limit if tokens else 0), dataset)
+
+
+def as_split(diagnosis: Diagnosis, dataset: Dataset) -> Diagnosis:
+    """The diagnosis of the same pictures when others of them are held out; no picture is opened for it."""
+    single = [finding for finding in diagnosis.findings if finding.path is not None and finding.kind != TWIN]
+    whole = (Finding(kind, said) for kind, said in _about_all(dataset, diagnosis))
+    return replace(diagnosis, findings=(*single, *_twins(dataset, diagnosis), *whole))
 
 
 def sizes_of(example: Example, dataset: Dataset) -> tuple[tuple[int, int], ...]:
     """The sizes (width, height) that a picture is trained at, smallest first."""
     resolutions = dataset.resolutions or (dataset.resolution,)
     return sizes_for(example.width, example.height, resolutions, dataset.largest_enlargement)
+
+
+def _examined(dataset: Dataset) -> list[Example]:
+    """The pictures to look at, in the order of their names whatever is held out."""
+    examples = (example for example in dataset.examples + dataset.held_out if example.role != REGULARIZATION)
+    return sorted(examples, key=lambda example: natural_key(str(example.path)))
 
 
 def _seen(examples: Sequence[Example], dataset: Dataset) -> Iterator[Measures | ValueError]:
@@ -107,20 +119,15 @@ def _texts(example: Example) -> tuple[str, ...]:
     return (example.caption, *example.variants)
 
 
-def _alike(measured: dict[Path, Measures], held_out: set[Path]) -> tuple[list[Finding], tuple[tuple[Path, ...], ...]]:
+def _alike(measured: dict[Path, Measures]) -> tuple[list[Finding], tuple[tuple[Path, ...], ...]]:
     """Findings on pictures that are nearly the same or similar, and the groups of the former."""
     paths, findings = list(measured), []
     pairs = sorted(duplicates.pairs(list(measured.values())), key=lambda pair: pair.bits)
     for pair in {pair.second: pair for pair in reversed(pairs)}.values():  # the closest of each
         findings.append(Finding(*_likeness(pair, paths[pair.first].name), paths[pair.second]))
     same = [(pair.first, pair.second) for pair in pairs if pair.bits <= duplicates.SAME]
-    clusters = tuple(tuple(paths[number] for number in group) for group in duplicates.clusters(len(paths), same))
-    for cluster in clusters:
-        kept, trained = [p for p in cluster if p in held_out], [p for p in cluster if p not in held_out]
-        if kept and trained:
-            said = f"is held out, but {trained[0].name}, nearly the same, is trained on: it says little about new ones."
-            findings.append(Finding("twin in training", said, kept[0]))
-    return findings, clusters
+    groups = duplicates.clusters(len(paths), same)
+    return findings, tuple(tuple(paths[number] for number in group) for group in groups)
 
 
 def _likeness(pair: duplicates.Pair, other: str) -> tuple[str, str]:
@@ -131,9 +138,21 @@ def _likeness(pair: duplicates.Pair, other: str) -> tuple[str, str]:
     return "near-duplicate", f"is nearly the same picture as {other}: one is enough."
 
 
-def _about_all(
-    captioned: Sequence[Example], dataset: Dataset, counts: dict[Path, int], limit: int
-) -> Iterator[tuple[str, str]]:
+def _twins(dataset: Dataset, diagnosis: Diagnosis) -> Iterator[Finding]:
+    held_out = {example.path for example in dataset.held_out}
+    for cluster in diagnosis.clusters:
+        trained = [path for path in cluster if path not in held_out]
+        for path in cluster:
+            if path in held_out and trained:
+                said = (
+                    f"is held out, but {trained[0].name}, nearly the same, is trained on: it says little about others."
+                )
+                yield Finding(TWIN, said, path)
+
+
+def _about_all(dataset: Dataset, diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    uncaptioned, counts, limit = set(dataset.uncaptioned), diagnosis.tokens, diagnosis.limit
+    captioned = [example for example in _examined(dataset) if example.path not in uncaptioned]
     for text, count in vocabulary.repeated([example.caption for example in captioned])[:MOST_NAMED]:
         yield "identical captions", f"{count} pictures have the same caption, “{text}”: say what differs between them."
     concepts: dict[str, list[Example]] = defaultdict(list)

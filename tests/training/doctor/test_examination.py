@@ -1,9 +1,11 @@
 """The dataset doctor: it finds what is wrong, and is silent about what is not."""
 
+from dataclasses import replace
+
 import planted
 import pytest
 
-from lora_workbench.training.doctor import examine
+from lora_workbench.training.doctor import as_split, examine
 from lora_workbench.training.folder import scan
 
 
@@ -71,6 +73,20 @@ def test_a_held_out_picture_with_a_twin_in_training_is_told(tmp_path):
     diagnosis = examine(scan(tmp_path, resolution=64, trigger_word="zork", hold_out=1))
     assert sorted(f.kind for f in diagnosis.findings) == ["near-duplicate", "twin in training"]
     assert diagnosis.clusters and set(diagnosis.clusters[0]) == {tmp_path / "0.png", tmp_path / "1.png"}
+
+
+def test_another_split_needs_no_other_look(tmp_path, monkeypatch):
+    for number in range(6):
+        planted.drawn(max(1, number)).crop((0, 0, 256, 128 if number == 5 else 256)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"zork number {number}")
+    dataset = scan(tmp_path, resolution=128, trigger_word="zork", hold_out=1)
+    moved = sorted(dataset.examples + dataset.held_out, key=lambda example: example.path)
+    first = replace(dataset, examples=tuple(moved[1:]), held_out=(moved[0],))
+    second = replace(dataset, examples=tuple(moved[:5]), held_out=(moved[5],))
+    one, other = examine(first), examine(second)
+    assert one.findings != other.findings
+    monkeypatch.setattr("lora_workbench.training.doctor.pictures.measure", lambda *_: pytest.fail("opened"))
+    assert set(as_split(one, second).findings) == set(other.findings)
 
 
 def test_regularization_pictures_are_not_examined(tmp_path):

@@ -5,7 +5,7 @@ import os
 import uuid
 from pathlib import Path
 
-ENDINGS = (".txt", ".TXT", ".caption", ".CAPTION")
+ENDINGS = (".txt", ".TXT", ".caption")
 """A caption file that is there keeps its name; the first ending is that of new ones."""
 
 

@@ -50,11 +50,15 @@ class CaptionStore:
         return entry.by if entry and entry.hash == hash_of(read_caption(image)) else ""
 
     def write(self, image: Path, caption: str, *, state: str = YOURS, by: str = "") -> None:
-        """Put the caption beside the image, the file of before kept in the backup; an empty one is a ValueError."""
+        """Put the caption beside the image, the file of before kept in the backup; an empty one is a ValueError.
+
+        A file that says the same already is left as it is.
+        """
         caption, path = tidy(caption), caption_path(image)
-        if caption:
-            self._back_up(path, hash_of(caption))
-        write_caption(image, caption)
+        if not caption or caption != read_caption(image):
+            if caption:
+                self._back_up(path, hash_of(caption))
+            write_caption(image, caption)
         self._note(path, Entry(hash_of(caption), state, by))
 
     def mark_reviewed(self, image: Path) -> None:

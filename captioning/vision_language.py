@@ -16,6 +16,7 @@ class VisionLanguageCaptioner:
     free: Callable[[], None] = lambda: None
     batch_size: int = 1
     writes_tags: bool = False
+    follows_instructions: bool = True
 
     def caption(self, images: Sequence[Image.Image], instruction: str) -> list[Answer]:
         return [Answer(self.generate(image, instruction)) for image in images]

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from comfy_api.latest import io
 
-from ..captioning.captioner import MODES, Captioner, Told, caption_folder, summary
-from ..captioning.style import INSTRUCTIONS, SENTENCES, TAGS
-from ..captioning.text import clean, clean_tags
+from ..captioning.captioner import WRITTEN, Captioner, Told, caption_folder, summary
+from ..captioning.hinted import Hinted
+from ..captioning.later import Later
+from ..captioning.server import ServerCaptioner
+from ..captioning.style import GENERAL, SENTENCES
 from ..captioning.vision_language import VisionLanguageCaptioner
 from ..training.dataset import Dataset, with_captions
 from ..training.images import open_image
-from .host import captions
+from . import captioner_inputs
+from .caption_requests import requests_for
+from .captioner_inputs import AUTOMATIC, CONNECTED_CLIP, FILE_NAME, LOCAL_MODEL, NO_MODEL, SERVER, Choices
+from .host import caption_models, captions
+from .host.identity import identity_of
 from .host.progress import Progress, throw_if_cancelled
+from .host.text_encoders import style_for
 from .sockets import CATEGORY, DATASET
-
-TRIGGER_ONLY, CONNECTED_CLIP = "trigger word only", "connected clip"
-AUTOMATIC = "automatic"
-CLEANERS = {SENTENCES: clean, TAGS: clean_tags}
 
 
 class LoraWorkbenchAutoCaptioner(io.ComfyNode):
-    """Writes a caption file beside every picture that has none, and never touches one that exists."""
+    """Writes caption files beside pictures, and changes one that exists only when it is told to."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,28 +33,8 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
             node_id="LoraWorkbenchAutoCaptioner",
             display_name="LoRA Auto-Captioner",
             category=CATEGORY,
-            description="Writes a .txt beside every picture without a caption. Captions that exist are never changed.",
-            inputs=[
-                DATASET.Input("dataset", tooltip="Pictures from LoRA Dataset Loader."),
-                io.Combo.Input(
-                    "captioner",
-                    options=[TRIGGER_ONLY, CONNECTED_CLIP],
-                    tooltip="Who writes: the trigger word alone, or a connected CLIP that sees pictures (Qwen3-VL).",
-                ),
-                io.Combo.Input(
-                    "style",
-                    options=[AUTOMATIC, SENTENCES, TAGS],
-                    tooltip="Sentences suit FLUX and SDXL, tags suit anime models. automatic writes sentences.",
-                ),
-                io.Combo.Input(
-                    "mode", options=list(MODES), tooltip="only missing: pictures that have a caption are left alone."
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="A vision-language model from Load CLIP, for 'connected clip'. Not the image model's CLIP.",
-                ),
-            ],
+            description="Writes a .txt beside every picture without a caption. Yours are only changed if you say so.",
+            inputs=captioner_inputs.inputs(caption_models.names()),
             outputs=[
                 DATASET.Output("dataset", tooltip="The same pictures, with the new captions."),
                 io.String.Output("report", tooltip="How many captions were written, kept and failed, and why."),
@@ -58,36 +43,83 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Dataset, captioner: str, style: str, mode: str, clip=None) -> io.NodeOutput:
-        writer = captioner_for(captioner, clip)
-        style = SENTENCES if style == AUTOMATIC else style
-        question = INSTRUCTIONS[style] if captioner == CONNECTED_CLIP else dataset.trigger_word
-        paths = [example.path for example in (*dataset.examples, *dataset.held_out)]
+    def execute(cls, dataset: Dataset, clip=None, base_clip=None, **widgets) -> io.NodeOutput:
+        choices = Choices(**widgets)
+        style = style_for(base_clip) if choices.style == AUTOMATIC else choices.style
+        writer = captioner_for(choices, clip)
+        requests = requests_for(dataset, choices, style, source_of(choices, clip))
         progress, reports = Progress(cls.hidden.unique_id), []
-        progress.phase(f"Captioning {len(paths)} pictures")
-        for report in caption_folder(
-            paths,
+        progress.phase(" ".join([f"Captioning {len(requests)} pictures.", *remarks(choices, writer, style)]))
+        run = caption_folder(
+            requests,
             writer,
-            mode,
-            instruction=lambda path: question,
-            finish=lambda path, answer: CLEANERS[style](answer),
-            open_image=open_image,
-        ):
-            reports.append(report)
-            progress.phase(f"Captioned {len(reports)} of {len(paths)}")
-            progress.update(len(reports), len(paths))
-            throw_if_cancelled()
-        known = {report.path: report.caption for report in reports if report.caption}
-        return io.NodeOutput(with_captions(dataset, known), summary(reports))
+            choices.mode,
+            request=requests.__getitem__,
+            open_image=lambda path: open_image(path, dataset.background),
+        )
+        with closing(run):
+            for report in run:
+                reports.append(report)
+                progress.phase(f"Captioned {len(reports)} of {len(requests)}")
+                progress.update(len(reports), len(requests))
+                throw_if_cancelled()
+        written = {report.path: report.caption for report in reports if report.outcome == WRITTEN}
+        report = "\n".join([summary(reports), *remarks(choices, writer, style)])
+        return io.NodeOutput(with_captions(dataset, written), report)
 
 
-def captioner_for(captioner: str, clip) -> Captioner:
-    """The captioner of these settings; ValueError in one sentence when it cannot work."""
-    if captioner == CONNECTED_CLIP:
-        if clip is None:
-            raise ValueError(
-                "captioner is 'connected clip', but no clip is connected: connect a vision-language model from Load "
-                "CLIP, or choose 'trigger word only'."
-            )
-        return VisionLanguageCaptioner(captions.generator_of(clip))
-    return Told(without_words="there is no trigger word: give one in LoRA Dataset Loader")
+def captioner_for(choices: Choices, clip) -> Captioner:
+    """The captioner of these choices, with hints if wanted; ValueError in one sentence when it cannot work."""
+    if choices.captioner == FILE_NAME:
+        return Told(without_words="its name has no words")
+    if choices.captioner not in MODELS:
+        return Told(without_words="there is no trigger word: give one in LoRA Dataset Loader")
+    captioner = MODELS[choices.captioner](choices, clip)
+    if choices.hints == NO_MODEL:
+        return captioner
+    return Hinted(captioner, Later(lambda: caption_models.opened(choices.hints)))
+
+
+def _connected(choices: Choices, clip) -> Captioner:
+    if clip is None:
+        raise ValueError(
+            "captioner is 'connected clip', but no clip is connected: connect a vision-language model from Load "
+            "CLIP, or choose 'trigger word only'."
+        )
+    return VisionLanguageCaptioner(captions.generator_of(clip))
+
+
+def _local(choices: Choices, clip) -> Captioner:
+    if choices.local_model == NO_MODEL:
+        raise ValueError(
+            f"captioner is 'local model', but local_model is 'none': choose one, or copy its folder into "
+            f"{caption_models.models_folder()} and press R."
+        )
+    return Later(lambda: caption_models.opened(choices.local_model))
+
+
+def _server(choices: Choices, clip) -> Captioner:
+    return caption_models.server(choices.server_address, choices.server_model, choices.key_variable)
+
+
+MODELS = {CONNECTED_CLIP: _connected, LOCAL_MODEL: _local, SERVER: _server}
+
+
+def source_of(choices: Choices, clip) -> str:
+    """Which model these choices ask, so that another one is asked again."""
+    model = {
+        CONNECTED_CLIP: lambda: identity_of(clip.patcher),
+        LOCAL_MODEL: lambda: choices.local_model,
+        SERVER: lambda: f"{choices.server_address} {choices.server_model}",
+    }.get(choices.captioner, str)
+    return f"{model()} {choices.hints}"
+
+
+def remarks(choices: Choices, captioner: Captioner, style: str) -> list[str]:
+    """What the user should know about this captioner."""
+    said = [captioner.notice] if isinstance(captioner, ServerCaptioner) and captioner.notice else []
+    if captioner.writes_tags and style == SENTENCES:
+        said.append(f"{choices.local_model} writes tags, though this base model was trained on sentences.")
+    if choices.captioner == LOCAL_MODEL and not captioner.follows_instructions and choices.purpose != GENERAL:
+        said.append(f"{choices.local_model} cannot be told what to leave out: purpose had no effect on what it said.")
+    return said

@@ -8,11 +8,15 @@ import pictures
 import pytest
 import queueing
 import torch
+from captioners import Telling
 from PIL import Image
 
+from lora_workbench.captioning.captioner import Answer
+from lora_workbench.captioning.server import ServerCaptioner
 from lora_workbench.nodes import auto_captioner
 from lora_workbench.nodes.auto_captioner import LoraWorkbenchAutoCaptioner
-from lora_workbench.nodes.host import captions
+from lora_workbench.nodes.host import caption_models, captions
+from lora_workbench.training.dataset import REGULARIZATION, joined
 from lora_workbench.training.folder import scan
 
 pytestmark = pytest.mark.comfy
@@ -50,15 +54,20 @@ def folder(tmp_path, comfyui):
     return tmp_path
 
 
-def write(folder, trigger_word="zork", captioner="trigger word only", clip=None, style="automatic"):
-    dataset = scan(folder, trigger_word=trigger_word, hold_out=1)
-    inputs = {"captioner": captioner, "style": style, "mode": "only missing", "clip": clip}
+def write(folder, trigger_word="zork", clip=None, dataset=None, **changes):
+    dataset = dataset or scan(folder, trigger_word=trigger_word, hold_out=1)
+    inputs = {"captioner": "trigger word only", "style": "automatic", "mode": "only missing", "clip": clip, **changes}
     return queueing.run(LoraWorkbenchAutoCaptioner, dataset=dataset, **inputs)
 
 
 def files(folder):
     """The caption files with their time of change and content."""
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.txt")}
+
+
+def words_in(picture):
+    """The caption file of a picture without the trigger word."""
+    return picture.with_suffix(".txt").read_text("utf-8").strip().removeprefix("zork, ")
 
 
 def answer(clip, colour, size=(64, 48)):
@@ -101,8 +110,7 @@ def test_without_a_trigger_word_it_says_what_to_do(folder):
 def test_a_picture_that_vanished_does_not_stop_the_others(folder):
     dataset = scan(folder, trigger_word="zork", hold_out=0)
     (folder / "1.png").unlink()
-    inputs = {"captioner": "trigger word only", "style": "automatic", "mode": "only missing"}
-    report = queueing.run(LoraWorkbenchAutoCaptioner, dataset=dataset, **inputs)["report"]
+    report = write(folder, dataset=dataset)["report"]
     assert report.startswith("2 written, 0 kept (yours), 1 failed: 1.png: cannot be read as a picture")
 
 
@@ -119,7 +127,7 @@ def test_cancel_keeps_what_is_done(folder, monkeypatch):
     with pytest.raises(mm.InterruptProcessingException):
         write(folder)
     assert len(files(folder)) == 2
-    assert write(folder)["report"] == "1 written, 2 kept (yours), 0 failed"
+    assert write(folder)["report"] == "1 written, 2 kept (automatic), 0 kept (yours), 0 failed"
 
 
 # A connected CLIP
@@ -135,7 +143,7 @@ def test_a_vision_language_model_captions_a_folder(folder, vision_language, monk
     assert written.pop("2.txt") == before["2.txt"]
     for example in (*result["dataset"].examples, *result["dataset"].held_out):
         assert example.caption.startswith("zork, ")
-        assert example.caption.removeprefix("zork, ") == example.path.with_suffix(".txt").read_text("utf-8").strip()
+        assert example.caption.removeprefix("zork, ") == words_in(example.path)
 
 
 def test_its_answer_is_the_one_of_the_generate_text_node(vision_language, monkeypatch):
@@ -190,17 +198,179 @@ def test_no_clip_is_refused(folder):
         write(folder, captioner="connected clip")
 
 
-@pytest.mark.parametrize(
-    "style, asked_for",
-    [("automatic", "short paragraph"), ("sentences", "short paragraph"), ("tags", "comma-separated")],
-)
-def test_the_style_decides_what_is_asked(style, asked_for, folder, monkeypatch):
+@pytest.fixture
+def answering(vision_language, monkeypatch):
+    """The vision-language model, its answers replaced by known ones; remembers what it was asked."""
     asked = []
 
     def generator_of(clip):
-        return lambda picture, instruction: asked.append(instruction) or "fox, snow, fox"
+        assert clip is vision_language
+        return lambda picture, instruction: asked.append(instruction) or "A woman, snow, a woman"
 
     monkeypatch.setattr(captions, "generator_of", generator_of)
-    write(folder, captioner="connected clip", clip=object(), style=style)
-    assert len(asked) == 3 and all(asked_for in instruction for instruction in asked)
-    assert (folder / "1.txt").read_text().strip() == ("fox, snow" if style == "tags" else "fox, snow, fox")
+    return asked
+
+
+def describe(folder, clip, **changes):
+    return write(folder, captioner="connected clip", clip=clip, **changes)
+
+
+@pytest.mark.parametrize(
+    "style, base, asked_for",
+    [
+        ("automatic", None, "short paragraph"),
+        ("automatic", "sdxl", "comma-separated"),
+        ("automatic", "flux", "short paragraph"),
+        ("sentences", "sdxl", "short paragraph"),
+        ("tags", "flux", "comma-separated"),
+    ],
+)
+def test_the_style_or_the_clip_of_the_base_model_decides_what_is_asked(
+    style, base, asked_for, folder, vision_language, answering
+):
+    base_clip = queueing.shared_models(base)[1] if base else None
+    describe(folder, vision_language, style=style, base_clip=base_clip)
+    assert len(answering) == 3 and all(asked_for in instruction for instruction in answering)
+    is_tags = asked_for == "comma-separated"
+    assert (folder / "1.txt").read_text() == ("zork, A woman, snow\n" if is_tags else "zork, A woman, snow, a woman\n")
+
+
+def test_purpose_and_class_decide_what_is_asked_and_where_the_trigger_word_goes(folder, vision_language, answering):
+    describe(folder, vision_language, purpose="person", class_word="woman", prefix="photo of", exclude="film grain")
+    assert all("Call the person 'woman'" in instruction for instruction in answering)
+    assert (folder / "1.txt").read_text() == "photo of zork woman, snow, a woman\n"
+
+
+def test_own_words_are_asked_instead(folder, vision_language, answering):
+    describe(folder, vision_language, instruction="Which animals are there?")
+    assert set(answering) == {"Which animals are there?"}
+
+
+def test_a_second_run_asks_nothing_whatever_the_mode_and_other_settings_ask_again(folder, vision_language, answering):
+    for mode in ("replace everything", "replace automatic", "add after", "only missing"):
+        describe(folder, vision_language, mode=mode)
+    assert len(answering) == 3
+    assert describe(folder, vision_language, mode="replace automatic", purpose="place")["report"].startswith(
+        "0 written"
+    )
+    assert len(answering) == 6
+
+
+def test_captions_of_a_model_can_be_replaced_and_yours_are_not(folder, vision_language, answering):
+    (folder / "2.txt").write_text("mine")
+    write(folder)
+    assert describe(folder, vision_language, mode="replace automatic")["report"].startswith("2 written, 1 kept (yours)")
+    assert (folder / "2.txt").read_text() == "mine"
+    assert {path.name for path in (folder / ".caption_backups").glob("*/*.txt")} == {"1.txt", "3.txt"}
+
+
+def test_file_names_become_captions(folder):
+    (folder / "1.png").rename(folder / "red_fox-02.png")
+    (folder / "2.png").rename(folder / "a woman_007.png")
+    report = write(folder, captioner="file name", class_word="woman")["report"]
+    assert report == "2 written, 0 kept (yours), 1 failed: 3.png: its name has no words"
+    assert (folder / "red_fox-02.txt").read_text() == "zork woman, red fox\n"
+    assert (folder / "a woman_007.txt").read_text() == "zork woman\n"
+
+
+def test_each_concept_has_its_own_words_and_regularization_pictures_have_no_trigger_word(tmp_path):
+    concept, others = tmp_path / "concept" / "5_zork star", tmp_path / "others" / "1_star"
+    pictures.draw(concept / "a.png"), pictures.draw(others / "b.png")
+    scanned = [scan(concept.parent, trigger_word="zork", hold_out=0), scan(others.parent, role=REGULARIZATION)]
+    write(tmp_path, dataset=joined(scanned))
+    assert (concept / "a.txt").read_text() == "zork star\n"
+    assert (others / "b.txt").read_text() == "star\n"
+
+
+def test_a_caption_in_a_table_is_yours(folder):
+    (folder / "metadata.csv").write_text("file_name,caption\n1.png,from the table\n")
+    assert write(folder)["report"] == "2 written, 1 kept (yours), 0 failed"
+    assert not (folder / "1.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"replace": "a b"}, "replace: 'a b' is not of the form"),
+        ({"exclude": "/(a+)+/"}, "exclude: /.* cannot be used"),
+    ],
+)
+def test_a_list_that_is_typed_wrong_is_named_before_anything_is_written(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(folder, **changes)
+    assert files(folder) == {}
+
+
+# Local models, servers and hints
+
+
+@pytest.fixture
+def local(monkeypatch):
+    """Local models by name, each of which remembers whether it was opened and closed."""
+    models = {
+        "tagger": Telling("long_hair, 1girl, ^_^", batch_size=2, writes_tags=True, follows_instructions=False),
+        "chat": Telling("This image shows a woman."),
+        "blip": Telling("a woman", follows_instructions=False),
+    }
+    monkeypatch.setattr(caption_models, "names", lambda: list(models))
+    monkeypatch.setattr(caption_models, "opened", models.__getitem__)
+    return models
+
+
+def test_a_tagger_writes_tags_whatever_the_style_and_the_report_says_so(folder, local):
+    result = write(folder, captioner="local model", local_model="tagger", style="sentences", keep_first="1girl")
+    assert (folder / "1.txt").read_text() == "zork, 1girl, long hair, ^_^\n"
+    first, remark = result["report"].splitlines()
+    assert first == "3 written, 0 kept (yours), 0 failed" and remark.startswith("tagger writes tags")
+    assert [size for size, _ in local["tagger"].batches] == [1, 2] and local["tagger"].closed == 1
+
+
+def test_a_model_that_cannot_be_told_what_to_leave_out_is_named(folder, local):
+    report = write(folder, captioner="local model", local_model="blip", purpose="person")["report"]
+    assert "blip cannot be told what to leave out" in report
+
+
+def test_tags_are_hints_for_another_model(folder, local):
+    write(folder, captioner="local model", local_model="chat", hints="tagger")
+    assert (folder / "1.txt").read_text() == "zork, A woman.\n"
+    assert all("long_hair, 1girl, ^_^" in question for _, question in local["chat"].batches)
+    assert local["tagger"].closed == local["chat"].closed == 1
+
+
+def test_no_model_is_opened_when_there_is_nothing_to_do(folder, local, monkeypatch):
+    write(folder)
+    monkeypatch.setattr(caption_models, "opened", pytest.fail)
+    report = write(folder, captioner="local model", local_model="chat", hints="tagger")["report"]
+    assert report == "0 written, 3 kept (automatic), 0 kept (yours), 0 failed"
+
+
+def test_no_local_model_is_refused(folder):
+    with pytest.raises(ValueError, match="local_model is 'none': choose one, or copy its folder into .*LLM"):
+        write(folder, captioner="local model")
+
+
+def test_the_local_models_are_those_to_choose_from(local):
+    combos = {entry.id: entry for entry in LoraWorkbenchAutoCaptioner.GET_SCHEMA().inputs}
+    assert combos["local_model"].options == combos["hints"].options == ["none", "tagger", "chat", "blip"]
+
+
+def test_a_server_writes_captions_and_what_leaves_the_machine_is_said(folder, monkeypatch):
+    asked = []
+
+    def answer(server, images, instruction):
+        asked.append(instruction)
+        return [Answer("A woman.") for _ in images]
+
+    monkeypatch.setattr(ServerCaptioner, "caption", answer)
+    monkeypatch.setenv("CAPTION_KEY", "secret")
+    server = {"captioner": "server", "server_model": "some-model", "key_variable": "CAPTION_KEY"}
+    report = write(folder, server_address="https://example.com/v1", class_word="woman", **server)["report"]
+    assert (folder / "1.txt").read_text() == "zork woman.\n"
+    assert "example.com" in report and "secret" not in report
+    assert "\n" not in write(folder, mode="replace automatic", **server)["report"]
+    assert len(asked) == 6
+
+
+def test_a_server_without_a_model_is_refused(folder):
+    with pytest.raises(ValueError, match="No model is named for the captioning server"):
+        write(folder, captioner="server")

@@ -11,12 +11,16 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..training import contact_sheet, handed
-from ..training.dataset import Dataset, joined
+from ..training.dataset import TRAIN, Dataset, joined
 from ..training.dataset_report import describe
+from ..training.doctor import Diagnosis, as_split, examine
 from ..training.folder import scan
+from ..training.split import split_again
 from .dataset_inputs import AUTOMATIC, INPUTS, training_of, values_of
 from .host import folders
 from .host.progress import Progress
+from .host.text_encoders import style_for
+from .host.tokens import counter
 from .pictures import to_image
 from .sockets import CATEGORY, DATASET
 
@@ -56,11 +60,10 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
     def execute(cls, **given) -> io.NodeOutput:
         values = values_of(given)
         progress = Progress(cls.hidden.unique_id)
-        dataset = read(values, partial(progress.encoding, "reading pictures"))
-        if values["dataset"] is not None:
-            dataset = joined([values["dataset"], dataset])
-        sheet = to_image(contact_sheet.draw(dataset))
-        return io.NodeOutput(dataset, sheet, describe(dataset), ui=ui.PreviewImage(sheet, cls=cls))
+        own = read(values, partial(progress.encoding, "reading pictures"))
+        dataset, diagnosis = examined(own, values, partial(progress.encoding, "examining pictures"))
+        sheet = to_image(contact_sheet.draw(dataset, diagnosis))
+        return io.NodeOutput(dataset, sheet, describe(dataset, diagnosis), ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def read(values: Mapping[str, Any], progress) -> Dataset:
@@ -79,6 +82,19 @@ def read(values: Mapping[str, Any], progress) -> Dataset:
     )
 
 
+def examined(own: Dataset, values: Mapping[str, Any], progress) -> tuple[Dataset, Diagnosis]:
+    """The node's own dataset joined to the one that came in, and what is odd about both together.
+
+    A held-out picture whose near-duplicate is trained on is exchanged for one that has none, where there is one.
+    """
+    before = [] if values["dataset"] is None else [values["dataset"]]
+    diagnosis = examine(joined([*before, own]), progress=progress, **_reader(values["clip"]))
+    if values["role"] == TRAIN:
+        own = split_again(own, diagnosis.clusters)
+    whole = joined([*before, own])
+    return whole, as_split(diagnosis, whole)
+
+
 def _place(values: Mapping[str, Any]) -> Path:
     """The folder to read: what came from other nodes goes before what was typed."""
     images, captions, masks = (values[name] or [] for name in ("images", "captions", "masks"))
@@ -90,3 +106,11 @@ def _place(values: Mapping[str, Any]) -> Path:
                 f"{name} is connected but images is not: connect images too, or put files into the folder."
             )
     return folders.dataset_folder(values["folder"])
+
+
+def _reader(clip) -> dict[str, Any]:
+    """What the doctor is told about who reads the captions; nothing without a CLIP."""
+    if clip is None:
+        return {}
+    count = counter(clip)
+    return {"tokens": count, "limit": count.limit, "style": style_for(clip)}

@@ -8,11 +8,13 @@ import unicodedata
 
 import comfy.model_management as mm
 import execution
+import hosttoys
 import numpy as np
 import pictures
 import pytest
 import queueing
 import torch
+from PIL import Image
 
 from lora_workbench.nodes.dataset_loader import LoraWorkbenchDatasetLoader
 from lora_workbench.nodes.host import folders
@@ -44,6 +46,14 @@ def fingerprint(folder, **linked):
     return LoraWorkbenchDatasetLoader.fingerprint_inputs(**given, **linked)
 
 
+def noise(path, seed, size=256):
+    """A picture unlike any other, with a caption."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rough = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(rough).resize((size, size), Image.Resampling.NEAREST).save(path)
+    path.with_suffix(".txt").write_text(f"a star {seed}")
+
+
 def test_it_gives_the_dataset_the_sheet_and_the_report(folder):
     result = load(folder, repeats=3)
     assert [example.caption for example in result["dataset"].examples] == [f"zork, picture {n}" for n in range(3)]
@@ -61,10 +71,12 @@ def test_the_sheet_is_shown_on_the_node(folder):
 
 
 def test_hold_out_is_automatic_or_a_count(folder):
+    for number in range(3):
+        noise(folder / f"{number}.png", number)
     assert len(load(folder)["dataset"].held_out) == 0
     assert len(load(folder, hold_out=2)["dataset"].held_out) == 2
     for number in range(3, 10):
-        pictures.draw(folder / f"{number}.png")
+        noise(folder / f"{number}.png", number)
     assert len(load(folder)["dataset"].held_out) == 2
     with pytest.raises(ValueError, match="hold_out must lie between 0 and 9"):
         load(folder, hold_out=10)
@@ -117,9 +129,8 @@ def test_the_folder_is_read_again_after_every_change(folder):
 
 
 def test_a_big_folder_stays_quick(tmp_path, comfyui):
-    first = pictures.draw(tmp_path / "0.png", (64, 64))
-    for number in range(1, 1500):
-        os.link(first, tmp_path / f"{number}.png")
+    for number in range(1500):
+        noise(tmp_path / f"{number}.png", number, 64)
     started = time.process_time()
     fingerprint(tmp_path)
     assert time.process_time() - started < 1
@@ -293,3 +304,31 @@ def test_the_executor_hands_its_inputs_over_as_the_node_expects_them(folder):
     assert len(dataset.examples) == 3 and sheet.shape[0] == 1 and report.startswith("3 pictures")
     assert ask("fingerprint_inputs") == fingerprint(folder)
     assert ask("fingerprint_inputs", images=["4", 0]) != fingerprint(folder)
+
+
+def test_what_is_odd_is_told_in_the_report_and_drawn_on_the_sheet(tmp_path, comfyui):
+    for number in range(4):
+        noise(tmp_path / f"{number}.png", number)
+    plain = load(tmp_path)
+    (tmp_path / "3.txt").write_text("I'm sorry, I cannot describe this picture.")
+    odd = load(tmp_path)
+    assert "3.png" in odd["report"] and odd["report"] != plain["report"]
+    assert not torch.equal(odd["contact_sheet"], plain["contact_sheet"])
+
+
+def test_no_picture_is_held_out_whose_twin_is_trained_on(tmp_path, comfyui):
+    for number in range(12):
+        noise(tmp_path / f"{number}.png", number)
+    held = [example.path.name for example in load(tmp_path)["dataset"].held_out]
+    noise(tmp_path / "twin.png", int(held[0].removesuffix(".png")))
+    dataset = load(tmp_path)["dataset"]
+    assert len(dataset.held_out) == 2
+    assert not {held[0], "twin.png"} & {example.path.name for example in dataset.held_out}
+    assert "twin.png" in [example.path.name for example in dataset.examples]
+
+
+def test_tokens_are_counted_by_the_connected_clip(folder):
+    (folder / "0.txt").write_text("star " * 200)
+    assert "in one piece" not in load(folder)["report"]
+    told = load(folder, clip=hosttoys.clip("sdxl"))["report"]
+    assert "1 of 3 captions" in told and "75 tokens" in told

@@ -35,7 +35,7 @@ def repeated(captions: Sequence[str]) -> list[tuple[str, int]]:
 
 def tag_counts(captions: Sequence[str]) -> Counter[str]:
     """In how many captions each tag is."""
-    return Counter(tag for caption in captions for tag in set(tags_of(caption)))
+    return Counter(tag for caption in captions for tag in dict.fromkeys(tags_of(caption)))
 
 
 def tied(captions: Sequence[str], trigger: str = "", class_words: str = "") -> list[tuple[str, float]]:

@@ -2,8 +2,8 @@
 
 from PIL import Image
 
-LONGEST_ANSWER = 300
-"""Tokens; more than any text encoder of an image model reads with attention."""
+LONGEST_CAPTION_TOKENS = 300
+"""More than any text encoder of an image model reads with attention."""
 LONGEST_SIDE = 1024
 """Pixels; what a model reads grows with the area, and captions do not get better beyond this."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .asking import LONGEST_ANSWER
+from .asking import LONGEST_CAPTION_TOKENS
 
 
 def read_config(folder: Path) -> dict:
@@ -69,7 +69,7 @@ def generate(network: torch.nn.Module, inputs: Mapping[str, torch.Tensor], **set
     device, dtype = network.device, network.dtype
     inputs = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
-        return network.generate(**inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER, **settings)
+        return network.generate(**inputs, do_sample=False, max_new_tokens=LONGEST_CAPTION_TOKENS, **settings)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from http.client import HTTPException
 
 from PIL import Image
 
-from .asking import LONGEST_ANSWER, shrunk
+from .asking import LONGEST_CAPTION_TOKENS, shrunk
 from .captioner import Answer, CaptioningStopped
 from .server_address import CHAT, parse_address, read_key
 
@@ -57,7 +57,7 @@ class ServerCaptioner:
         self._address = parse_address(address)
         self._key = read_key(self._address, key_variable)
         self._model, self._timeout, self._wait = model.strip(), timeout, wait
-        self._optional = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
+        self._optional = {"temperature": 0, "max_tokens": LONGEST_CAPTION_TOKENS}
         self._given_up = 0
         self._announced = False
         self._opener = urllib.request.build_opener(*_handlers(self._address.is_nearby))

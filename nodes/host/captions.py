@@ -7,47 +7,66 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
+from ...captioning.asking import LONGEST_CAPTION_TOKENS, LONGEST_SIDE, shrunk
 from ..pictures import to_image
 
-LONGEST_CAPTION_TOKENS = 300
-LONGEST_SIDE = 1024
-"""What a model reads grows with the area of the picture, and captions do not get better beyond this."""
+SUGGESTED = "Qwen3-VL, Qwen3.5 or Gemma 3 or 4"
 
 
 def generator_of(clip) -> Callable[[Image.Image, str], str]:
     """(picture, instruction) -> answer; ValueError saying why when this CLIP cannot look at pictures and write."""
-    if not _writes(clip):
-        raise ValueError(_refusal(clip, "only encodes text and cannot describe pictures"))
-    if not _sees(clip):
-        raise ValueError(_refusal(clip, "writes text but cannot look at pictures"))
+    if failing := why_not(clip):
+        raise ValueError(
+            f"The connected CLIP ({type(clip.cond_stage_model).__name__}) {failing}: load a vision-language model such "
+            f"as {SUGGESTED} with Load CLIP, or choose 'trigger word only'."
+        )
 
     def generate(picture: Image.Image, instruction: str) -> str:
         with torch.inference_mode():
             # Without sampling the same picture always gets the same caption.
             written = clip.generate(
-                _tokens(clip, instruction, _shrunk(picture)), do_sample=False, max_length=LONGEST_CAPTION_TOKENS
+                _tokens(clip, instruction, shrunk(picture, LONGEST_SIDE)),
+                do_sample=False,
+                max_length=LONGEST_CAPTION_TOKENS,
             )
             return clip.decode(written)
 
     return generate
 
 
-def _refusal(clip, failing: str) -> str:
-    return (
-        f"The connected CLIP ({type(clip.cond_stage_model).__name__}) {failing}: load a vision-language model such as "
-        "Qwen3-VL with Load CLIP, or choose 'trigger word only'."
-    )
+def why_not(clip) -> str:
+    """What keeps this CLIP from describing pictures, to go on from its name; "" when nothing does.
 
-
-def _writes(clip) -> bool:
-    """Whether its network generates text and knows where a text ends."""
+    Most text encoders of image models are language models, but ComfyUI lets few of them write.
+    """
+    if not hasattr(clip, "generate"):
+        return "cannot write in this version of ComfyUI, which is too old"
     encoder = clip.cond_stage_model
-    network = getattr(getattr(encoder, getattr(encoder, "clip", None) or "", None), "transformer", None)
-    config = getattr(getattr(network, "model", None), "config", None)
-    return hasattr(clip, "generate") and hasattr(network, "generate") and hasattr(config, "stop_tokens")
+    network = _network(encoder)
+    has_eyes = any(hasattr(network, part) for part in ("visual", "vision_model"))
+    if not hasattr(network, "generate"):
+        if any(hasattr(module, "generate") and hasattr(module, "transformer") for module in encoder.children()):
+            return "keeps a language model inside the text encoder of a video model, where it cannot be asked"
+        return "only encodes text and cannot describe pictures"
+    config = network.model.config
+    if not hasattr(config, "stop_tokens"):
+        return (
+            f"{'looks at pictures' if has_eyes else 'encodes text'} for an image model, but ComfyUI cannot let it write"
+        )
+    if not getattr(config, "final_norm", True):
+        return "has lost the layers that write, because its image model does without them"
+    if not has_eyes or not _places_pictures(clip):
+        return "writes text but cannot look at pictures"
+    return ""
 
 
-def _sees(clip) -> bool:
+def _network(encoder) -> torch.nn.Module | None:
+    """The language model of a text encoder, which has it directly or under the name it gives; None for several."""
+    inner = getattr(encoder, getattr(encoder, "clip", None) or "", encoder)
+    return getattr(inner, "transformer", None)
+
+
+def _places_pictures(clip) -> bool:
     """Whether its tokenizer places a picture among the tokens of a text."""
     tokens = _tokens(clip, "x", Image.new("RGB", (64, 64)))
     batches = tokens.values() if isinstance(tokens, dict) else [tokens]
@@ -57,9 +76,3 @@ def _sees(clip) -> bool:
 def _tokens(clip, text: str, picture: Image.Image):
     """The text and the picture in the model's own chat template, as ComfyUI's Generate Text node passes them."""
     return clip.tokenize(text, image=to_image(picture), skip_template=False, min_length=1, thinking=False)
-
-
-def _shrunk(picture: Image.Image) -> Image.Image:
-    picture = picture.copy()
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return picture

@@ -32,7 +32,7 @@ JOYCAPTION = (
 @pytest.fixture(scope="module", autouse=True)
 def short_answers():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_model, "LONGEST_ANSWER", 8)
+        patch.setattr(local_model, "LONGEST_CAPTION_TOKENS", 8)
         yield
 
 

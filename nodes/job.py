@@ -180,6 +180,7 @@ def _train(
         pattern = denoiser.family.layer_pattern(chosen.lora.layers)
         adapters = Adapters.build(denoiser.network, chosen.lora, pattern, config.seed)
         denoiser.attach(adapters, checkpointing=checkpointing)
+        run.note(settings=str(chosen), held_out=[example.path.name for example in dataset.held_out])
         held_out = _one_by_one(cached)
         if held_out and run.base_validation is None:
             run.note_validation(0, validation_loss(denoiser, held_out))

@@ -179,9 +179,8 @@ class TrainingRun:
         self._write_record()
 
     def note(self, **facts: object) -> None:
-        """Remember facts about the run (settings, report) in its record."""
+        """Facts about the run (settings, held-out pictures) for its record, which the next checkpoint writes."""
         self._record.update(facts)
-        self._write_record()
 
     def result(self, up_to: int, trigger_word: str) -> Checkpoints:
         """The checkpoints up to a step, as handed to the next node."""

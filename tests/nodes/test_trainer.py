@@ -445,6 +445,8 @@ def test_held_out_pictures_are_measured_and_not_trained_on(trainer):
     assert len(checkpoints.base_validation) == 1 and len(checkpoints.base_validation[0]) > 1
     assert all(len(entry.validation) == 1 for entry in checkpoints.entries)
     assert "Pictures: 3 trained, 1 held out." in outputs["report"]
+    record = json.loads((trainer.runs / "star" / "record.json").read_text(encoding="utf-8"))
+    assert record["held_out"] == [held_out.held_out[0].path.name] and record["settings"].startswith("4 steps")
     red = np.asarray(to_picture(outputs["loss_chart"][0]))[50:]
     assert ((red == (0xC2, 0x41, 0x0C)).all(-1)).sum() > 100
     trained_on_all = trainer.queue()

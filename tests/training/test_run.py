@@ -149,9 +149,9 @@ def test_a_record_that_cannot_be_read_is_one_sentence_naming_the_file(folders):
 
 def test_everything_saved_is_there_in_the_next_process(folders):
     run = saved_run(folders, 10, 20)
+    run.note(settings={"rank": 4})
     run.note_validation(0, [[1.0, 2.0]])
     run.note_validation(20, [[0.5, 1.5]])
-    run.note(settings={"rank": 4})
 
     again = open_run(folders)
     assert again.step == 20 and again.base_validation == [[1.0, 2.0]]

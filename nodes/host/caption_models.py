@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 
 from ...captioning.captioner import Answer, Captioner
+from ...captioning.download import DOWNLOADS, fetch
 from ...captioning.opening import find_models, open_local
 from ...captioning.server import ServerCaptioner
 from .progress import throw_if_cancelled
@@ -34,11 +35,27 @@ def names() -> list[str]:
     return list(_found())
 
 
-def opened(name: str) -> Captioner:
-    """The captioner of that name, on ComfyUI's device whenever it is asked; ValueError when there is none."""
-    path = _found().get(name)
+def offered() -> list[str]:
+    """The caption models that can be fetched, each with its licence and size; they stay offered once they are there."""
+    return [download.label for download in DOWNLOADS]
+
+
+def opened(name: str, *, fetch_missing: bool = False) -> Captioner:
+    """The captioner of that name, or of what was offered, on ComfyUI's device whenever it is asked.
+
+    ``fetch_missing`` must be the user's own wish. Raises ValueError when there is no such model.
+    """
+    found = _found()
+    download = next((download for download in DOWNLOADS if download.label == name), None)
+    path = found.get(download.name if download else name)
+    if path is None and download and fetch_missing:
+        path = fetch(download, models_folder(), throw_if_cancelled)
     if path is None:
-        raise ValueError(f"The caption model '{name}' is not there. Put it into {models_folder()}, or choose another.")
+        how = f"Allow the download of {name} from huggingface.co, put its files" if download else "Put it"
+        raise ValueError(
+            f"The caption model '{download.name if download else name}' is not there. {how} into {models_folder()}, or "
+            "choose another."
+        )
     return ManagedCaptioner(open_local(path, _dtype(mm.get_torch_device())))
 
 

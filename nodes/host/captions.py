@@ -45,8 +45,8 @@ def why_not(clip) -> str:
     network = _network(encoder)
     has_eyes = any(hasattr(network, part) for part in ("visual", "vision_model"))
     if not hasattr(network, "generate"):
-        if any(hasattr(module, "generate") and hasattr(module, "transformer") for module in encoder.children()):
-            return "keeps a language model inside the text encoder of a video model, where it cannot be asked"
+        if any(hasattr(getattr(part, "transformer", None), "generate") for part in encoder.children()):
+            return "keeps its language model inside the text encoder of another model, where it cannot be asked"
         return "only encodes text and cannot describe pictures"
     config = network.model.config
     if not hasattr(config, "stop_tokens"):

@@ -91,6 +91,29 @@ def test_only_a_model_that_is_listed_can_be_opened(name, models):
         caption_models.opened(name)
 
 
+def test_nothing_is_fetched_unless_the_user_wishes_it(models, monkeypatch):
+    asked = []
+
+    def fetch(download, folder, checkpoint):
+        asked.append((download.repository, folder))
+        return tiny_taggers.write_onnx_folder(folder / download.name)
+
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(caption_models, "fetch", fetch)
+    label = next(label for label in caption_models.offered() if "wd-vit-tagger-v3" in label)
+    with pytest.raises(
+        ValueError, match=r"'wd-vit-tagger-v3' is not there\. Allow the download of SmilingWolf/.*apache"
+    ):
+        caption_models.opened(label)
+    assert asked == []
+    for _ in range(2):  # the second time it is there
+        assert caption_models.opened(label, fetch_missing=True).caption([RED], "")[0].text
+    assert asked == [("SmilingWolf/wd-vit-tagger-v3", models)]
+    assert caption_models.opened(label).writes_tags
+    shutil.rmtree(models / "wd-vit-tagger-v3")
+
+
 @pytest.mark.parametrize("name", ["Joy/tiny-llava", "tiny-blip"])
 def test_a_model_is_loaded_by_the_memory_manager_and_gone_afterwards(name, models):
     once(name)  # what transformers keeps for good is there now

@@ -26,6 +26,13 @@ TEXT = {
     "num_key_value_heads": 1,
 }
 EYES = {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2}
+SMALL_GEMMA_EYES = {
+    **llama.GEMMA3_VISION_CONFIG,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture
@@ -67,9 +74,12 @@ def test_qwen3_vl_captions(clip_of, monkeypatch):
     assert_it_captions(clip_of(qwen3vl.tokenizer("qwen3vl_4b"), qwen3vl.te(model_type="qwen3vl_4b"), "qwen3vl_4b"))
 
 
-def test_qwen3_5_captions(clip_of, monkeypatch):
+def test_qwen3_5_captions(clip_of, monkeypatch, comfyui):
+    if not (comfyui / "comfy" / "text_encoders" / "qwen35_tokenizer" / "vocab.json").is_file():
+        pytest.skip("this ComfyUI checkout is without the words of Qwen3.5")
     monkeypatch.setitem(qwen35.QWEN35_MODELS, "qwen35_08b", {"vision": EYES})
-    config = {**TEXT, "layer_types": ["linear_attention", "full_attention"], "head_dim": 128}
+    layers = ["linear_attention", "full_attention", "linear_attention"]
+    config = {**TEXT, "num_hidden_layers": 3, "layer_types": layers, "head_dim": 128}
     config |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
     assert_it_captions(
         clip_of(qwen35.tokenizer("qwen35_08b"), qwen35.te(model_type="qwen35_08b"), "qwen35_08b", config)
@@ -95,12 +105,25 @@ def sentence_pieces() -> torch.Tensor:
 
 
 def test_gemma_3_loaded_alone_captions(clip_of, monkeypatch):
-    eyes = {**llama.GEMMA3_VISION_CONFIG, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    monkeypatch.setattr(llama.Gemma3_12B_Config, "vision_config", {**eyes, "num_attention_heads": 2})
-    clip = clip_of(lt.Gemma3_12BTokenizer, lt.gemma3_te(), "gemma3_12b", spiece_model=sentence_pieces())
+    monkeypatch.setattr(llama.Gemma3_12B_Config, "vision_config", SMALL_GEMMA_EYES)
+    clip = clip_of(lt.Gemma3_12BTokenizer, lt.gemma3_te(), "", spiece_model=sentence_pieces())
     assert why_not(clip) == ""
     fill(clip)
+    with torch.inference_mode():  # it may only choose words that this tokenizer has
+        clip.cond_stage_model.transformer.model.embed_tokens.weight[
+            clip.tokenizer.tokenizer.tokenizer.vocab_size() :
+        ] = 0
     assert isinstance(generator_of(clip)(Image.new("RGB", (64, 48), "red"), "Describe it."), str)
+
+
+def test_a_language_model_inside_another_text_encoder_is_refused(clip_of, monkeypatch):
+    """As ComfyUI wraps Gemma for LTX-2, under a name of its own and with more beside it."""
+    monkeypatch.setattr(llama.Gemma3_12B_Config, "vision_config", SMALL_GEMMA_EYES)
+    clip = clip_of(lt.Gemma3_12BTokenizer, lt.gemma3_te(), "", spiece_model=sentence_pieces())
+    video = torch.nn.Module()
+    video.gemma3_12b = clip.cond_stage_model
+    monkeypatch.setattr(clip, "cond_stage_model", video)
+    assert why_not(clip).startswith("keeps its language model inside the text encoder of another model")
 
 
 def test_qwen2_5_vl_is_refused_because_comfyui_cannot_let_it_write(clip_of, monkeypatch):

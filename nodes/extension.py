@@ -6,6 +6,7 @@ from .auto_captioner import LoraWorkbenchAutoCaptioner
 from .checkpoint_picker import LoraWorkbenchCheckpointPicker
 from .dataset_loader import LoraWorkbenchDatasetLoader
 from .host import routes
+from .regularization_images import LoraWorkbenchRegularizationImages
 from .stack_apply import LoraWorkbenchStackApply
 from .trainer import LoraWorkbenchTrainer
 from .training_settings import LoraWorkbenchTrainingSettings
@@ -17,6 +18,7 @@ NODES = (
     LoraWorkbenchTrainingSettings,
     LoraWorkbenchCheckpointPicker,
     LoraWorkbenchStackApply,
+    LoraWorkbenchRegularizationImages,
 )
 
 

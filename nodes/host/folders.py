@@ -69,6 +69,11 @@ def handed_folder() -> Path:
     return output_folder() / "lora_workbench" / "datasets"
 
 
+def regularization_folder() -> Path:
+    """Where the pictures of classes are kept, in a folder for each model, prompt and settings."""
+    return output_folder() / "lora_workbench" / "regularization"
+
+
 def folder_state(folder: Path, depth: int = 2, most: int = MOST_WATCHED) -> list[tuple[str, int, int]]:
     """Name, size and time of change of the files in the folder and its sub-folders, so that edits are noticed.
 

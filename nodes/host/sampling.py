@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import comfy.model_management as mm
 import comfy.sample
+import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -69,3 +70,13 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+def sampler_names() -> list[str]:
+    """The samplers of KSampler."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    """The schedulers of KSampler."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)

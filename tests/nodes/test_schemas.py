@@ -46,6 +46,11 @@ CONTRACT = {
         "model clip lora_stack",
         "model MODEL, clip CLIP, lora_stack LORA_STACK, trigger_words STRING, report STRING",
     ),
+    "LoraWorkbenchRegularizationImages": (
+        "LoRA Regularization Images",
+        "model clip vae prompt count width height seed weight steps cfg sampler scheduler negative_prompt",
+        "dataset LORA_DATASET, images IMAGE, report STRING",
+    ),
 }
 MOST_WIDGETS = 10
 TRAINING_NODES = (LoraWorkbenchTrainer, LoraWorkbenchTrainingSettings, LoraWorkbenchCheckpointPicker)
@@ -55,7 +60,7 @@ def inputs(node) -> dict:
     return {entry.id: entry for entry in node.GET_SCHEMA().inputs}
 
 
-def test_the_six_nodes_are_those_of_the_contract():
+def test_the_nodes_are_those_of_the_contract():
     assert [node.GET_SCHEMA().node_id for node in NODES] == list(CONTRACT)
 
 

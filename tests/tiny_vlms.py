@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 WORDS = ["a red circle on a blue background, describe this picture in one short paragraph. what is it? " * 4]
 CHAT = (
@@ -22,6 +21,7 @@ PICTURE = 32
 
 def tokenizer(special: list[str], chat: str | None = None, **settings):
     """Bytes and a few merges; the special tokens come first, in order."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.BPE())

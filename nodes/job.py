@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -224,7 +225,7 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
             prediction=denoiser.prediction,
             lora=chosen.lora,
             config=chosen.train,
-            trigger_word=dataset.trigger_word,
+            triggers=Counter(example.trigger_word for example in dataset.concepts if example.trigger_word),
             resolution=dataset.resolution,
             captions=[example.caption for example in dataset.concepts],
             step=snapshot.step,

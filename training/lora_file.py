@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,12 +46,15 @@ def metadata(
     prediction: str,
     lora: LoraConfig,
     config: TrainConfig,
-    trigger_word: str,
+    triggers: Mapping[str, int],
     resolution: int,
     captions: list[str],
     step: int,
 ) -> dict[str, str]:
-    """What the file says about itself, in the words other tools look for; no times, so equal runs give equal files."""
+    """What the file says about itself, in the words other tools look for; no times, so equal runs give equal files.
+
+    `triggers` says how many pictures each trigger word calls.
+    """
     entries = {
         "ss_output_name": title,
         "ss_base_model_version": family.base_model_version,
@@ -70,7 +74,7 @@ def metadata(
         "ss_seed": str(config.seed),
         "ss_num_train_images": str(len(captions)),
         "ss_resolution": f"({resolution}, {resolution})",
-        "ss_tag_frequency": json.dumps({title: tag_frequency(captions, trigger_word)}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({title: tag_frequency(captions, triggers)}, ensure_ascii=False),
         "ss_v2": "False",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": family.architecture,
@@ -80,17 +84,17 @@ def metadata(
     }
     if prediction != "flow":
         entries["modelspec.prediction_type"] = {"eps": "epsilon", "v": "v"}[prediction]
-    if trigger_word:
-        entries["modelspec.trigger_phrase"] = trigger_word
+    if triggers:
+        entries["modelspec.trigger_phrase"] = ", ".join(triggers)
     return entries
 
 
-def tag_frequency(captions: list[str], trigger_word: str) -> dict[str, int]:
-    """The trigger word and the tags, with how often each occurs. Sentences are the user's own and stay out."""
-    counts: dict[str, int] = {trigger_word: len(captions)} if trigger_word else {}
+def tag_frequency(captions: list[str], triggers: Mapping[str, int]) -> dict[str, int]:
+    """Trigger words and tags, with how many pictures each is said of. Sentences are the user's own and stay out."""
+    counts = dict(triggers)
     for caption in captions:
         parts = dict.fromkeys(part.strip() for part in caption.split(","))
-        tags = [part for part in parts if part and part != trigger_word]
+        tags = [part for part in parts if part and part not in triggers]
         if all(map(_is_tag, tags)):
             for tag in tags:
                 counts[tag] = counts.get(tag, 0) + 1

@@ -21,7 +21,7 @@ def described(**changes):
         "prediction": "eps",
         "lora": LoraConfig(rank=4, alpha=2),
         "config": TrainConfig(steps=100),
-        "trigger_word": "zork",
+        "triggers": {"zork": 2},
         "resolution": 1024,
         "captions": ["zork, star, magenta", "zork, a magenta star stands on a blue background"],
         "step": 50,
@@ -80,9 +80,16 @@ def test_the_trigger_word_is_where_comfyui_and_others_look_for_it():
 
 
 def test_without_a_trigger_word_none_is_invented():
-    entries = described(trigger_word="", captions=["star, magenta"])
+    entries = described(triggers={}, captions=["star, magenta"])
     assert "modelspec.trigger_phrase" not in entries
     assert json.loads(entries["ss_tag_frequency"]) == {"star": {"star": 1, "magenta": 1}}
+
+
+def test_every_concept_is_called_by_its_own_trigger_word():
+    entries = described(triggers={"zork": 8, "blip": 4})
+    assert entries["modelspec.trigger_phrase"] == "zork, blip"
+    frequency = json.loads(entries["ss_tag_frequency"])["star"]
+    assert list(frequency.items())[:2] == [("zork", 8), ("blip", 4)]
 
 
 def test_the_tag_frequency_counts_pictures_and_never_holds_a_sentence():
@@ -93,7 +100,7 @@ def test_the_tag_frequency_counts_pictures_and_never_holds_a_sentence():
         "A secret. Told here.",
         "",
     ]
-    assert tag_frequency(captions, "zork") == {"zork": 5, "star": 2, "red hat": 1}
+    assert tag_frequency(captions, {"zork": 5}) == {"zork": 5, "star": 2, "red hat": 1}
 
 
 def test_no_caption_sentence_is_anywhere_in_the_metadata():
@@ -183,4 +190,4 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     ],
 )
 def test_a_sentence_with_commas_leaves_no_fragment_behind(caption):
-    assert tag_frequency([caption, "zork, ship, night"], "zork") == {"zork": 2, "ship": 1, "night": 1}
+    assert tag_frequency([caption, "zork, ship, night"], {"zork": 2}) == {"zork": 2, "ship": 1, "night": 1}

@@ -34,7 +34,7 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
             display_name="LoRA Auto-Captioner",
             category=CATEGORY,
             description="Writes a .txt beside every picture without a caption. Yours are only changed if you say so.",
-            inputs=captioner_inputs.inputs(caption_models.names()),
+            inputs=captioner_inputs.inputs([*caption_models.names(), *caption_models.offered()]),
             outputs=[
                 DATASET.Output("dataset", tooltip="The same pictures, with the new captions."),
                 io.String.Output("report", tooltip="How many captions were written, kept and failed, and why."),
@@ -77,7 +77,7 @@ def captioner_for(choices: Choices, clip) -> Captioner:
     captioner = MODELS[choices.captioner](choices, clip)
     if choices.hints == NO_MODEL:
         return captioner
-    return Hinted(captioner, Later(lambda: caption_models.opened(choices.hints)))
+    return Hinted(captioner, _later(choices.hints, choices))
 
 
 def _connected(choices: Choices, clip) -> Captioner:
@@ -95,7 +95,11 @@ def _local(choices: Choices, clip) -> Captioner:
             f"captioner is 'local model', but local_model is 'none': choose one, or copy its folder into "
             f"{caption_models.models_folder()} and press R."
         )
-    return Later(lambda: caption_models.opened(choices.local_model))
+    return _later(choices.local_model, choices)
+
+
+def _later(model: str, choices: Choices) -> Captioner:
+    return Later(lambda: caption_models.opened(model, fetch_missing=choices.allow_download))
 
 
 def _server(choices: Choices, clip) -> Captioner:
@@ -119,7 +123,7 @@ def remarks(choices: Choices, captioner: Captioner, style: str) -> list[str]:
     """What the user should know about this captioner."""
     said = [captioner.notice] if isinstance(captioner, ServerCaptioner) and captioner.notice else []
     if captioner.writes_tags and style == SENTENCES:
-        said.append(f"{choices.local_model} writes tags, though this base model was trained on sentences.")
+        said.append("This model writes tags, though sentences were asked for or suit the base model.")
     if choices.captioner == LOCAL_MODEL and not captioner.follows_instructions and choices.purpose != GENERAL:
-        said.append(f"{choices.local_model} cannot be told what to leave out: purpose had no effect on what it said.")
+        said.append("This model cannot be told what to leave out: purpose has no effect on what it says.")
     return said

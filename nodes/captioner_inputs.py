@@ -41,6 +41,7 @@ class Choices:
     server_address: str = "http://localhost:11434/v1"
     server_model: str = ""
     key_variable: str = ""
+    allow_download: bool = False
 
     def finish(self, style: str) -> Finish:
         """How the captions are to read; ValueError in one sentence where a list is not written as it must be."""
@@ -176,7 +177,7 @@ SERVING = [
 
 
 def inputs(models: list[str]) -> list[io.Input]:
-    """All inputs; `models` are the local caption models there are."""
+    """All inputs; `models` are the local caption models to choose from."""
     return [*FIRST, *ASKING, *READING, *_local(models), *SERVING]
 
 
@@ -187,7 +188,7 @@ def _local(models: list[str]) -> list[io.Input]:
             options=[NO_MODEL, *models],
             default=Choices.local_model,
             optional=True,
-            tooltip="For 'local model': a folder in models/LLM, such as a WD tagger, Florence-2 or JoyCaption.",
+            tooltip="For 'local model': a folder in models/LLM, or one to download, with its licence and size.",
         ),
         io.Combo.Input(
             "hints",
@@ -196,5 +197,11 @@ def _local(models: list[str]) -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="A tagger whose tags are told to the model that is asked, as it knows more names.",
+        ),
+        io.Boolean.Input(
+            "allow_download",
+            default=Choices.allow_download,
+            optional=True,
+            tooltip="Fetch the chosen model from huggingface.co if it is not there. Off: nothing is ever downloaded.",
         ),
     ]

@@ -313,7 +313,7 @@ def local(monkeypatch):
         "blip": Telling("a woman", follows_instructions=False),
     }
     monkeypatch.setattr(caption_models, "names", lambda: list(models))
-    monkeypatch.setattr(caption_models, "opened", models.__getitem__)
+    monkeypatch.setattr(caption_models, "opened", lambda name, **_: models[name])
     return models
 
 
@@ -321,13 +321,13 @@ def test_a_tagger_writes_tags_whatever_the_style_and_the_report_says_so(folder, 
     result = write(folder, captioner="local model", local_model="tagger", style="sentences", keep_first="1girl")
     assert (folder / "1.txt").read_text() == "zork, 1girl, long hair, ^_^\n"
     first, remark = result["report"].splitlines()
-    assert first == "3 written, 0 kept (yours), 0 failed" and remark.startswith("tagger writes tags")
+    assert first == "3 written, 0 kept (yours), 0 failed" and remark.startswith("This model writes tags")
     assert [size for size, _ in local["tagger"].batches] == [1, 2] and local["tagger"].closed == 1
 
 
 def test_a_model_that_cannot_be_told_what_to_leave_out_is_named(folder, local):
     report = write(folder, captioner="local model", local_model="blip", purpose="person")["report"]
-    assert "blip cannot be told what to leave out" in report
+    assert "This model cannot be told what to leave out" in report
 
 
 def test_tags_are_hints_for_another_model(folder, local):
@@ -349,9 +349,24 @@ def test_no_local_model_is_refused(folder):
         write(folder, captioner="local model")
 
 
-def test_the_local_models_are_those_to_choose_from(local):
+def test_there_is_a_choice_of_local_models_and_of_those_to_download_with_licence_and_size(local):
     combos = {entry.id: entry for entry in LoraWorkbenchAutoCaptioner.GET_SCHEMA().inputs}
-    assert combos["local_model"].options == combos["hints"].options == ["none", "tagger", "chat", "blip"]
+    options = combos["local_model"].options
+    assert options == combos["hints"].options and options[:4] == ["none", "tagger", "chat", "blip"]
+    assert options[4:] and all(" GB)" in option and "(" in option for option in options[4:])
+
+
+@pytest.mark.parametrize("allowed", [{}, {"allow_download": False}, {"allow_download": True}])
+def test_nothing_is_downloaded_unless_it_is_allowed(folder, local, monkeypatch, allowed):
+    fetching = []
+
+    def opened(name, fetch_missing):
+        fetching.append(fetch_missing)
+        return local[name]
+
+    monkeypatch.setattr(caption_models, "opened", opened)
+    write(folder, captioner="local model", local_model="chat", hints="tagger", **allowed)
+    assert fetching == [allowed.get("allow_download", False)] * 2
 
 
 def test_a_server_writes_captions_and_what_leaves_the_machine_is_said(folder, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .augmentation import View, view_of
-from .buckets import size_for, sizes_for
+from .buckets import size_for
 from .cache_file import is_intact, read, try_writing, write
 from .dataset import Dataset, Example
 from .images import open_image
@@ -103,7 +103,7 @@ def encode(
 
 def encodings(dataset: Dataset) -> tuple[int, int]:
     """How many pictures and how many texts `encode` keeps of a dataset, at most: equal ones are kept once."""
-    sizes = [_sizes(example, dataset) for example in dataset.examples]
+    sizes = [dataset.sizes_of(example) for example in dataset.examples]
     texts = {text for example in dataset.examples for text in texts_of(example, dataset.wording)}
     plain = {example.caption for example in dataset.held_out}
     return sum(map(len, sizes)) * dataset.augmentation.variants + len(dataset.held_out), len(texts | plain)
@@ -115,7 +115,7 @@ def fingerprint(dataset: Dataset) -> str:
     What is as it is by default leaves no trace, so that a new setting does not turn an old run into another one.
     """
     settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
-    if _resolutions(dataset) != (dataset.resolution,):
+    if dataset.resolutions not in ((), (dataset.resolution,)):
         settings["resolutions"] = dataset.resolutions
 
     def facts(example: Example) -> list:
@@ -147,7 +147,7 @@ class _Plan:
         wording, count = self._dataset.wording, self._dataset.augmentation.variants
         texts = {text: self._text(example, text) for text in texts_of(example, wording)}
         cached = []
-        for size in _sizes(example, self._dataset):
+        for size in self._dataset.sizes_of(example):
             (latents, mask), *variants = [self._seen(example, size, variant) for variant in range(count)]
             first = next(iter(texts.values()))
             cached.append(Cached(example, size, latents, first, mask, tuple(variants), texts, wording))
@@ -183,14 +183,6 @@ class _Plan:
 
     def _file(self, kind: str, *facts: object) -> Path:
         return self._folder / kind / f"{_key(FORMAT, *facts)}.safetensors"
-
-
-def _sizes(example: Example, dataset: Dataset) -> tuple[tuple[int, int], ...]:
-    return sizes_for(example.width, example.height, _resolutions(dataset), dataset.largest_enlargement)
-
-
-def _resolutions(dataset: Dataset) -> tuple[int, ...]:
-    return dataset.resolutions or (dataset.resolution,)
 
 
 def _missing(files: dict[Path, tuple], progress: Progress) -> list[tuple]:

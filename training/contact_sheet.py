@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from .buckets import crop_box, size_for
 from .dataset import REGULARIZATION, Dataset, Example, natural_key
 from .doctor import Diagnosis
-from .doctor.examination import sizes_of
 from .images import open_image
 from .lettering import fitted, font, wrap
 from .masks import open_mask
@@ -88,7 +87,7 @@ def _cells(dataset: Dataset, examples: Sequence[Example], diagnosis: Diagnosis) 
     held_out, uncaptioned = {example.path for example in dataset.held_out}, set(dataset.uncaptioned)
     badges = _badges(dataset, diagnosis)
     for example in examples:
-        sizes = sizes_of(example, dataset)
+        sizes = dataset.sizes_of(example)
         if example.path in held_out:
             sizes = (size_for(example.width, example.height, dataset.resolution, dataset.largest_enlargement),)
         missing = example.path in uncaptioned

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from .augmentation import Augmentation
+from .buckets import sizes_for
 from .wording import Wording
 
 # What a picture is for: to learn from, to remember (pictures of the class), or to measure with.
@@ -69,6 +70,11 @@ class Dataset:
     def largest_resolution(self) -> int:
         """The largest of the resolutions trained at, which decides how much memory a step takes."""
         return max(self.resolutions or (self.resolution,))
+
+    def sizes_of(self, example: Example) -> tuple[tuple[int, int], ...]:
+        """The sizes (width, height) that a picture is trained at, smallest first."""
+        resolutions = self.resolutions or (self.resolution,)
+        return sizes_for(example.width, example.height, resolutions, self.largest_enlargement)
 
 
 def insert_trigger(caption: str, trigger: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from .dataset import REGULARIZATION, Dataset, Example
 from .doctor import Diagnosis, Finding
-from .doctor.examination import sizes_of
 from .doctor.vocabulary import style_of, tag_counts
 
 # How many pictures people usually teach something with.
@@ -88,7 +87,7 @@ def _names(examples: Sequence[Example]) -> str:
 
 
 def _buckets(dataset: Dataset) -> list[str]:
-    counts = Counter(size for example in dataset.examples for size in sizes_of(example, dataset))
+    counts = Counter(size for example in dataset.examples for size in dataset.sizes_of(example))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     lines = [f"  {width} x {height}: {_pictures(count)}" for (width, height), count in ordered]
     resolutions = ", ".join(map(str, dataset.resolutions))

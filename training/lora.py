@@ -75,12 +75,15 @@ class Adapters:
         return [tensor for adapter in self for tensor in (adapter.down, adapter.up)]
 
     def joined_downs(self, group: Sequence[Adapter]) -> tuple[Tensor, Tensor]:
-        """The down factors of adapters that follow one another as one matrix (n rank, in), and its gradient; no copy."""
+        """The down factors of adapters that follow one another as one matrix (n rank, in), and its gradient, uncopied.
+
+        ValueError when other adapters lie between them.
+        """
         first, size = group[0].down, sum(adapter.down.numel() for adapter in group)
         start = first.storage_offset()
         ends = [adapter.down.storage_offset() + adapter.down.numel() for adapter in group]
         if ends[-1] != start + size:
-            raise ValueError(f"The layers {[adapter.name for adapter in group]} do not follow one another.")
+            raise ValueError(f"The adapters {[adapter.name for adapter in group]} do not follow one another.")
         shape = (-1, first.shape[1])
         values, gradient = (tensor[start : start + size].view(shape) for tensor in (self.values.data, self.values.grad))
         return values.requires_grad_(), gradient

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ..buckets import enlargement, sizes_for
+from ..buckets import enlargement
 from ..dataset import REGULARIZATION, Dataset, Example, natural_key
 from . import captions, duplicates, pictures, vocabulary
 from .diagnosis import Diagnosis, Finding
@@ -62,12 +62,6 @@ def as_split(diagnosis: Diagnosis, dataset: Dataset) -> Diagnosis:
     return replace(diagnosis, findings=(*single, *_twins(dataset, diagnosis), *whole))
 
 
-def sizes_of(example: Example, dataset: Dataset) -> tuple[tuple[int, int], ...]:
-    """The sizes (width, height) that a picture is trained at, smallest first."""
-    resolutions = dataset.resolutions or (dataset.resolution,)
-    return sizes_for(example.width, example.height, resolutions, dataset.largest_enlargement)
-
-
 def _examined(dataset: Dataset) -> list[Example]:
     """The pictures to look at, in the order of their names whatever is held out."""
     examples = (example for example in dataset.examples + dataset.held_out if example.role != REGULARIZATION)
@@ -79,7 +73,7 @@ def _seen(examples: Sequence[Example], dataset: Dataset) -> Iterator[Measures | 
 
     def seen(example: Example) -> Measures | ValueError:
         try:
-            return pictures.measure(example.path, math.prod(sizes_of(example, dataset)[-1]))
+            return pictures.measure(example.path, math.prod(dataset.sizes_of(example)[-1]))
         except ValueError as error:
             return error
 
@@ -95,7 +89,7 @@ def _about_picture(example: Example, dataset: Dataset, measures: Measures) -> It
         yield "soft", f"is a little soft ({measures.blur:.2f}; sharp pictures are below .50): is there a sharper one?"
     if measures.detail < pictures.ENLARGED:
         yield "enlarged", "has no fine detail at the size it is trained at, as if enlarged from a smaller picture."
-    width, height = sizes_of(example, dataset)[0]
+    width, height = dataset.sizes_of(example)[0]
     share = example.width * example.height / (width * height)
     if share < TOO_SMALL:
         factor = enlargement(example.width, example.height, (width, height))
@@ -179,7 +173,7 @@ def _lonely(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Sizes that one picture alone is trained at."""
     members: dict[tuple[int, int], list[Path]] = defaultdict(list)
     for example in dataset.examples:
-        for size in sizes_of(example, dataset):
+        for size in dataset.sizes_of(example):
             members[size].append(example.path)
     lonely = [f"{w} x {h} ({paths[0].name})" for (w, h), paths in members.items() if len(paths) == 1]
     if lonely and len(dataset.examples) > 1:

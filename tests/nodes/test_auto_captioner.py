@@ -1,5 +1,7 @@
 """LoRA Auto-Captioner, with a tiny random Qwen3-VL out of ComfyUI's own classes: its words are noise."""
 
+import shutil
+
 import comfy.model_management as mm
 import comfy.sd
 import comfy.supported_models_base
@@ -7,10 +9,12 @@ import comfy.text_encoders.qwen3vl as qwen3vl
 import pictures
 import pytest
 import queueing
+import tiny_vlms
 import torch
 from captioners import Telling
 from PIL import Image
 
+from lora_workbench.captioning import local_model
 from lora_workbench.captioning.captioner import Answer
 from lora_workbench.captioning.server import ServerCaptioner
 from lora_workbench.nodes import auto_captioner
@@ -342,6 +346,17 @@ def test_no_model_is_opened_when_there_is_nothing_to_do(folder, local, monkeypat
     monkeypatch.setattr(caption_models, "opened", pytest.fail)
     report = write(folder, captioner="local model", local_model="chat", hints="tagger")["report"]
     assert report == "0 written, 3 kept (automatic), 0 kept (yours), 0 failed"
+
+
+def test_a_tiny_model_out_of_models_llm_captions_a_folder(folder, host_folder, monkeypatch):
+    monkeypatch.setattr(local_model, "LONGEST_CAPTION_TOKENS", 6)
+    model = tiny_vlms.write_blip(host_folder / "models" / "LLM" / "tiny-blip")
+    try:
+        report = write(folder, captioner="local model", local_model="tiny-blip")["report"]
+    finally:
+        shutil.rmtree(model)
+    assert report == "3 written, 0 kept (yours), 0 failed"
+    assert all(content.startswith(b"zork, ") for _, content in files(folder).values())
 
 
 def test_no_local_model_is_refused(folder):

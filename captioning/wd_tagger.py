@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +12,13 @@ import torch
 from PIL import Image
 
 from .captioner import Answer
+from .tags import spaced
 
 LIST_OF_TAGS, WEIGHTS, ONNX = "selected_tags.csv", "model.safetensors", "model.onnx"
 GENERAL, CHARACTER = "0", "4"
 """Categories of Danbooru; others, such as the ratings (9), do not belong in a caption."""
 LEAST_SCORES = {CHARACTER: 0.85, GENERAL: 0.35}
 """How sure it must be, per category and in the order in which they are written; a wrong name does more harm."""
-TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 BATCH = 8
 
 Network = Callable[[np.ndarray], np.ndarray]
@@ -97,14 +96,6 @@ def sure_tags(tags: Sequence[Tag], scores: np.ndarray) -> list[str]:
         for index in np.argsort(-scores, kind="stable")
         if tags[index].category == category and scores[index] >= least
     ]
-
-
-def spaced(tag: str) -> str:
-    """The tag with spaces for underscores, except in a face such as ``^_^``: that has no two letters in a row.
-
-    Brackets stay as they are: escaping them is for prompts.
-    """
-    return tag.replace("_", " ") if TWO_LETTERS.search(tag) else tag
 
 
 def as_input(image: Image.Image, size: int) -> np.ndarray:

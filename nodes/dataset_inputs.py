@@ -155,7 +155,7 @@ TRAINING = [
         max=32,
         optional=True,
         advanced=True,
-        tooltip="Versions of each picture that take turns, each encoded once. 1 = the picture alone.",
+        tooltip="Versions of each picture that take turns when crop_jitter, flip or colour is on, each encoded once.",
     ),
     io.Float.Input(
         "crop_jitter",

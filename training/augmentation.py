@@ -31,7 +31,7 @@ class Augmentation:
     right. Brightness, contrast and saturation change by up to the share `colour`.
     """
 
-    variants: int = 1
+    variants: int = 4
     crop_jitter: float = 0.0
     flip: bool = False
     colour: float = 0.0
@@ -41,11 +41,20 @@ class Augmentation:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, but must be between {low} and {high}.")
-        if self.variants == 1 and (self.crop_jitter or self.flip or self.colour):
+        if self.variants == 1 and self._varies:
             raise ValueError(
                 "variants is 1, which is the plain picture alone: "
                 "set it to 2 or more, or turn crop_jitter, flip and colour off."
             )
+
+    @property
+    def count(self) -> int:
+        """How many different versions there are: one when nothing is varied."""
+        return self.variants if self._varies else 1
+
+    @property
+    def _varies(self) -> bool:
+        return bool(self.crop_jitter or self.flip or self.colour)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def encodings(dataset: Dataset) -> tuple[int, int]:
     sizes = [dataset.sizes_of(example) for example in dataset.examples]
     texts = {text for example in dataset.examples for text in texts_of(example, dataset.wording)}
     plain = {example.caption for example in dataset.held_out}
-    return sum(map(len, sizes)) * dataset.augmentation.variants + len(dataset.held_out), len(texts | plain)
+    return sum(map(len, sizes)) * dataset.augmentation.count + len(dataset.held_out), len(texts | plain)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -144,7 +144,7 @@ class _Plan:
 
     def trained(self, example: Example) -> list[Cached]:
         """An example at every size it is trained at, in all its variants and with all its texts."""
-        wording, count = self._dataset.wording, self._dataset.augmentation.variants
+        wording, count = self._dataset.wording, self._dataset.augmentation.count
         texts = {text: self._text(example, text) for text in texts_of(example, wording)}
         cached = []
         for size in self._dataset.sizes_of(example):

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from lora_workbench.captioning import wd_tagger
-from lora_workbench.captioning.wd_tagger import Tag, as_input, open_tagger, read_tags, spaced, sure_tags
+from lora_workbench.captioning.tags import spaced
+from lora_workbench.captioning.wd_tagger import Tag, as_input, open_tagger, read_tags, sure_tags
 
 FACES = ["0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@", "^_^"]
 FACES += ["o_o", "u_u", "x_x", "|_|", "||_||"]

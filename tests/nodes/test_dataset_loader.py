@@ -191,7 +191,7 @@ def test_every_setting_reaches_the_dataset(folder):
     [
         ({"extra_resolutions": "big"}, "extra_resolutions is 'big'"),
         ({"background": "sky"}, "background is 'sky'"),
-        ({"flip": True}, "variants is 1"),
+        ({"flip": True, "variants": 1}, "variants is 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_told_in_one_sentence(folder, setting, said):

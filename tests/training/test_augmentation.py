@@ -35,7 +35,7 @@ def test_a_value_out_of_range_is_refused_by_name(name, value):
 @pytest.mark.parametrize("difference", [{"crop_jitter": 0.1}, {"flip": True}, {"colour": 0.1}])
 def test_a_difference_that_could_never_be_seen_is_refused(difference):
     with pytest.raises(ValueError, match="variants is 1, which is the plain picture alone: set it to 2 or more"):
-        Augmentation(**difference)
+        Augmentation(variants=1, **difference)
 
 
 def test_variant_0_is_the_plain_picture_whatever_the_settings():
@@ -130,3 +130,8 @@ def test_which_variant_comes_depends_on_the_seed_and_the_picture():
     firsts = Counter(variant_of(4, seed, 0, key) for seed in range(20) for key in "abcde")
     assert all(15 < firsts[variant] < 35 for variant in range(4))
     assert variant_of(4, 1, 7, "a") == variant_of(4, 1, 7, "a")
+
+
+def test_with_nothing_varied_there_is_the_plain_picture_alone():
+    assert Augmentation().count == Augmentation(variants=7).count == 1
+    assert Augmentation(flip=True).count == 4 and Augmentation(variants=2, colour=0.1).count == 2

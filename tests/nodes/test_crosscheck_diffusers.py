@@ -38,8 +38,7 @@ def ours(kind):
 
 def theirs(denoiser, adapters, noisy, time, named, wanted):
     """Loss and gradients as diffusers' scripts compute them, over the same network."""
-    for tensor in adapters.parameters():
-        tensor.grad = None
+    adapters.zero_grad()
     with denoiser.adapted():
         answer = denoiser.network(noisy, time, **named)
         loss = F.mse_loss(answer.float(), wanted.float(), reduction="mean")

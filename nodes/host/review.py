@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from json import JSONDecodeError, loads
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from aiohttp import web
 from ...training.listing import KOHYA, SUB_FOLDERS
 from .folders import dataset_folder
 from .review_session import CaptionChanged, NotInDataset, Session
+from .tokens import counter
 
 ADDRESS = "/lora_workbench/review"
 LARGEST_BODY = 256 * 1024
@@ -127,10 +128,6 @@ async def _off_the_loop(work: Callable, *values) -> Any:
     return await asyncio.get_running_loop().run_in_executor(_workers, work, *values)
 
 
-def _count(caption: str) -> int:
-    return len(re.findall(r"\w+|[^\w\s]", caption))
-
-
 async def _open(request: web.Request) -> web.Response:
     body = await _body(request)
     typed = _text(body, "folder")
@@ -140,7 +137,7 @@ async def _open(request: web.Request) -> web.Response:
     trigger_word, sub_folders = _text(body, "trigger_word"), _text(body, "sub_folders")
     if sub_folders not in SUB_FOLDERS:
         raise Refusal(400, f"'sub_folders' must be one of: {', '.join(SUB_FOLDERS)}.")
-    session = await _off_the_loop(Session, dataset_folder(typed), trigger_word, sub_folders, _count)
+    session = await _off_the_loop(_opened, dataset_folder(typed), trigger_word, sub_folders)
     token = secrets.token_urlsafe(24)
     _sessions[token] = session
     while len(_sessions) > MOST_FOLDERS:
@@ -148,9 +145,13 @@ async def _open(request: web.Request) -> web.Response:
     return web.json_response({"token": token, "folder": str(session.folder)})
 
 
+def _opened(folder: Path, trigger_word: str, sub_folders: str) -> Session:
+    """The review of a folder; the first one loads the tokenizer, which takes a moment."""
+    return Session(folder, trigger_word, sub_folders, counter())
+
+
 async def _pictures(request: web.Request) -> web.Response:
-    listing = await _off_the_loop(_session(request).listing)
-    return web.json_response({**listing, "limit": 75})
+    return web.json_response(await _off_the_loop(_session(request).listing))
 
 
 async def _picture(request: web.Request) -> web.Response:

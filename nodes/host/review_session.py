@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +17,7 @@ from ...training.caption_sources import Captions
 from ...training.dataset import insert_trigger, lines_of
 from ...training.images import open_image
 from ...training.listing import PICTURE_SUFFIXES, Source, pictures_of, sources_of
+from .tokens import TokenCounter
 
 MOST_PICTURES = 5000
 
@@ -38,16 +38,14 @@ class CaptionChanged(ValueError):
 class _Contents:
     """What is in the folder at one moment."""
 
-    pictures: dict[str, tuple[Path, Source]]
+    pictures: dict[str, tuple[Path, Source]]  # by name; all, or the one that was asked for
+    folders: list[Path]  # that hold pictures
     captions: Captions
-    count: int  # of pictures, with those that are too many to show
+    count: int  # of all pictures, with those that are too many to show
 
     def caption(self, path: Path) -> str:
         """The caption of a picture: what its own file says, else a table or the default of its folder."""
         return read_caption(path) or "\n".join(self.captions.of(path)[0])
-
-    def folders(self) -> list[Path]:
-        return sorted({path.parent for path, _ in self.pictures.values()})
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ class _Mark:
 class Session:
     """The review of one folder. Names are relative to it, with forward slashes; nothing outside it is ever reached.
 
-    `sub_folders` are read as LoRA Dataset Loader does; `count` counts the tokens of a text. Raises FileNotFoundError
-    or ValueError in one sentence when there is no such folder, or no picture in it.
+    `sub_folders` are read as LoRA Dataset Loader does. Raises FileNotFoundError or ValueError in one sentence when
+    there is no such folder, or no picture in it.
     """
 
-    def __init__(self, folder: Path, trigger_word: str, sub_folders: str, count: Callable[[str], int]) -> None:
+    def __init__(self, folder: Path, trigger_word: str, sub_folders: str, count: TokenCounter) -> None:
         self.folder = folder.resolve()
         self._trigger_word, self._sub_folders, self._count = trigger_word.strip(), sub_folders, count
         self._marks: list[_Mark] = []
@@ -74,22 +72,21 @@ class Session:
         self._contents()
 
     def listing(self) -> dict[str, Any]:
-        """Every picture with its caption, whether there is a change to undo, and a note when some are left out."""
+        """Every picture with its caption, the limit of tokens, whether there is a change to undo, and a note if any."""
         contents, store = self._contents(), CaptionStore()
         shown = [self._picture(name, contents, store) for name in contents.pictures]
         left_out = contents.count - len(shown)
         note = f"{left_out} of {contents.count} pictures are not shown here." if left_out else ""
-        return {"pictures": shown, "undo": self._can_undo(contents), "note": note}
+        return {"pictures": shown, "limit": self._count.limit, "undo": self._can_undo(contents), "note": note}
 
     def read(self, name: str) -> dict[str, Any]:
         """One picture as in `listing`, with the caption that was in its file before the last change to it."""
-        path, contents = self.path_of(name), self._contents()
-        return {**self._picture(name, contents, CaptionStore()), "previous": _previous(path)}
+        path = self.path_of(name)
+        return {**self._picture(name, self._contents(path), CaptionStore()), "previous": _previous(path)}
 
     def tokens(self, name: str, caption: str) -> int:
         """How many tokens the picture would have with this caption, trained with its trigger word in it."""
-        self.path_of(name)
-        return self._tokens(caption, self._source(name, self._contents()))
+        return self._tokens(caption, self._source(name, self._contents(self.path_of(name))))
 
     def thumbnail(self, name: str, side: int) -> bytes:
         """A JPEG file of the upright picture, at most `side` pixels wide and high."""
@@ -101,7 +98,8 @@ class Session:
     def save(self, name: str, caption: str, seen: str, reviewed: bool) -> dict[str, Any]:
         """Write a caption, as reviewed on request; raises CaptionChanged when what there is is not what was `seen`."""
         with self._one_change:
-            path, contents = self.path_of(name), self._contents()
+            path = self.path_of(name)
+            contents = self._contents(path)
             if contents.caption(path) != seen:
                 raise CaptionChanged(self.read(name))
             if tidy(caption) != read_caption(path) and (reviewed or tidy(caption) != seen):
@@ -137,12 +135,12 @@ class Session:
         """Take back the newest change of captions in this folder, made here or by LoRA Auto-Captioner."""
         with self._one_change:
             contents = self._contents()
-            if self._marks and [self._marks[-1].stamp] > backups(contents.folders())[:1]:
+            if self._marks and [self._marks[-1].stamp] > backups(contents.folders)[:1]:
                 mark, kept = self._marks.pop(), []
                 update_log(mark.caption_file.parent, {mark.caption_file.name: mark.before})
                 restored = [mark.caption_file]
             else:
-                restored, kept = undo(contents.folders())
+                restored, kept = undo(contents.folders)
             stems, store = {file.with_suffix("") for file in restored}, CaptionStore()
             names = [name for name, (path, _) in contents.pictures.items() if path.with_suffix("") in stems]
             pictures = [self._picture(name, contents, store) for name in names]
@@ -172,13 +170,15 @@ class Session:
     def _is_inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.folder)
 
-    def _contents(self) -> _Contents:
+    def _contents(self, only: Path | None = None) -> _Contents:
         sources = sources_of(self.folder, self._sub_folders, self._trigger_word, True)
         found = pictures_of(self.folder, sources, self._sub_folders)
-        own = [(path, source) for path, source in found[:MOST_PICTURES] if self._is_own(path)]
+        wanted = [item for item in found if item[0] == only] if only else found[:MOST_PICTURES]
+        own = [(path, source) for path, source in wanted if self._is_own(path)]
         tables = [table for source in sources for table in source.tables if self._is_inside(table)]
         pictures = {path.relative_to(self.folder).as_posix(): (path, source) for path, source in own}
-        return _Contents(pictures, Captions(tables), len(found))
+        folders = [folder for folder in sorted({path.parent for path, _ in found}) if self._is_inside(folder)]
+        return _Contents(pictures, folders, Captions(tables), len(found))
 
     def _source(self, name: str, contents: _Contents) -> Source:
         if name not in contents.pictures:
@@ -209,7 +209,7 @@ class Session:
             store.mark_reviewed(path)
 
     def _can_undo(self, contents: _Contents) -> bool:
-        return bool(self._marks or backups(contents.folders()))
+        return bool(self._marks or backups(contents.folders))
 
 
 def _previous(path: Path) -> str:

@@ -108,7 +108,8 @@ def test_an_opened_folder_lists_its_pictures_with_captions_states_and_tokens(ope
     pictures = opened.pictures()
     assert list(pictures) == ["2_more/d.png", "a.png", "b.png", "c.png"]
     assert [picture["state"] for picture in pictures.values()] == ["missing", "yours", "yours", "automatic"]
-    assert pictures["a.png"]["caption"] == CAPTIONS["a"] and pictures["a.png"]["tokens"] > 3
+    assert pictures["a.png"]["caption"] == CAPTIONS["a"] and pictures["a.png"]["tokens"] == 5
+    assert opened.get("pictures")[1]["limit"] == 75
     assert pictures["2_more/d.png"]["caption"] == "" and pictures["2_more/d.png"]["tokens"] == 0
 
 

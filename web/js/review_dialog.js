@@ -1,6 +1,6 @@
 // The caption review: pictures and captions of one folder in a dialog that can be worked by keyboard alone.
 import { Refused, ReviewApi } from "./review_api.js";
-import { addStyle, button, element } from "./review_dom.js";
+import { addStyle, button, element, enable } from "./review_dom.js";
 import { Editor } from "./review_editor.js";
 import { Filters } from "./review_filters.js";
 import { Grid } from "./review_grid.js";
@@ -29,6 +29,7 @@ class ReviewDialog {
     this.folders = folders;
     this.limit = 75;
     this.pictures = [];
+    this.last = Promise.resolve();
     this.editor = new Editor(this);
     this.replacing = new ReplacePanel(this);
     this.grid = new Grid(this);
@@ -36,24 +37,28 @@ class ReviewDialog {
     this.message = element("p", { className: "lw-message", role: "status" });
     this.folderName = element("span", { className: "lw-folder" });
     this.undoButton = button("Undo", "Take back the last change of caption files (Ctrl+Z)", () => this.undo());
+    const title = element("h2", { id: "lw-review-title" }, "Review captions");
     const parts = [this.filters.cloud, this.grid.root, this.editor.root, this.replacing.root];
     this.root = element(
       "dialog",
-      { className: "lw-review", role: "dialog", "aria-modal": "true", "aria-labelledby": "lw-review-title" },
-      this.header(),
+      { className: "lw-review", role: "dialog", "aria-modal": "true", "aria-labelledby": title.id, tabIndex: -1 },
+      this.header(title),
       this.filters.states,
       element("div", { className: "lw-body" }, ...parts),
       this.footer(),
     );
     this.root.addEventListener("keydown", (event) => this.key(event));
-    this.root.addEventListener("cancel", (event) => event.preventDefault()); // Escape is handled with the other keys
+    this.root.addEventListener("close", () => this.root.remove());
+    this.root.addEventListener("cancel", (event) => {
+      event.preventDefault(); // what was typed is saved first
+      this.escape();
+    });
     // ComfyUI and the graph listen to the whole page: what is typed or pasted here is not for them.
     for (const kind of ["keydown", "keyup", "keypress", "copy", "cut", "paste"])
       this.root.addEventListener(kind, (event) => event.stopPropagation());
   }
 
-  header() {
-    const title = element("h2", { id: "lw-review-title" }, "Review captions");
+  header(title) {
     const choice = element("select", { "aria-label": "Folder", onchange: () => this.change(choice.selectedIndex) });
     choice.append(...this.folders.map(({ folder }) => element("option", {}, folder)));
     const replace = button("Find and replace", "In all captions of the folder (Ctrl+H)", () => this.showReplacing());
@@ -96,7 +101,7 @@ class ReviewDialog {
   }
 
   async change(index) {
-    if (!(await this.leave())) return;
+    await this.leave();
     await this.attempt(() => this.load(this.folders[index]));
   }
 
@@ -108,9 +113,10 @@ class ReviewDialog {
   }
 
   async close() {
-    if (!(await this.leave())) return;
+    await this.leave();
+    const unsaved = this.pictures.filter(({ draft }) => draft !== undefined).map(({ name }) => name);
+    if (unsaved.length && !confirm(`Not saved: ${unsaved.join(", ")}. Close and lose what was typed?`)) return;
     this.root.close();
-    this.root.remove();
   }
 
   // Choosing a picture
@@ -121,10 +127,10 @@ class ReviewDialog {
     this.grid.show(new Set(this.shown.map((picture) => picture.name)), this.chosen);
   }
 
-  /** Makes a picture the chosen one, once what was typed for the last one is saved. */
-  async choose(name, andEdit = false) {
+  /** Makes a picture the chosen one; what was typed for the last one is saved meanwhile. */
+  choose(name, andEdit = false) {
     if (name !== this.chosen) {
-      if (!(await this.leave())) return;
+      this.leave();
       this.chosen = name;
       this.showChosen();
       this.render();
@@ -132,16 +138,19 @@ class ReviewDialog {
     if (andEdit) this.edit();
   }
 
-  /** Shows the chosen picture at once, and what its caption was before as soon as the server has looked. */
   showChosen() {
-    const picture = this.byName.get(this.chosen);
-    this.editor.show(picture ?? null);
+    this.editor.show(this.byName.get(this.chosen) ?? null);
+    this.lookBack();
+  }
+
+  /** Shows what the chosen picture's caption was before its last change, as soon as the server has looked. */
+  async lookBack() {
+    const { picture } = this.editor;
     if (!picture) return;
-    const compare = ({ caption, previous }) => {
-      if (this.editor.picture === picture && caption === picture.caption) this.editor.compareWith(previous);
-    };
-    const asked = this.api.ask(`caption?${new URLSearchParams({ name: picture.name })}`);
-    asked.then(compare, (error) => this.say(error.message, true));
+    await this.attempt(async () => {
+      const { caption, previous } = await this.api.ask(`caption?${new URLSearchParams({ name: picture.name })}`);
+      if (picture === this.editor.picture && caption === picture.caption) this.editor.compareWith(previous);
+    });
   }
 
   edit() {
@@ -149,94 +158,104 @@ class ReviewDialog {
     this.editor.focus();
   }
 
-  async step(by) {
+  step(by) {
     const names = this.shown.map((picture) => picture.name);
     const place = names.indexOf(this.chosen);
     const next = names[place < 0 ? 0 : place + by];
-    if (next) await this.choose(next, true);
+    if (next) this.choose(next, true);
   }
 
   // Changing captions
 
-  /** Saves what was typed; false when it could not be, and the text stays where it is. */
+  /** Saves what was typed for the chosen picture. */
   async leave() {
-    if (!this.editor.changed) return true;
-    if (this.editor.text.value.trim()) return await this.save();
-    this.editor.reset();
+    if (!this.editor.changed) return;
+    if (this.editor.caption) return await this.save();
+    this.editor.restore();
     this.say("An empty caption is not saved: the one before is kept.");
-    return true;
   }
 
-  async save(reviewed = false) {
-    const { picture, text } = this.editor;
-    if (!text.value.trim()) return this.say("Write a caption first.", true);
-    const saved = { name: picture.name, caption: text.value, seen: picture.caption, reviewed };
-    return await this.attempt(async () => {
+  /** Saves the caption; until the server has it, or when it refuses, the picture keeps it as its draft. */
+  save(reviewed = false) {
+    const { picture, caption } = this.editor;
+    if (!caption) return this.say("Write a caption first.", true);
+    picture.draft = caption;
+    return this.attempt(async () => {
+      const saved = { name: picture.name, caption, seen: picture.caption, reviewed };
       const answer = await this.api.ask("caption", saved);
+      if (picture.draft === caption) delete picture.draft;
       this.changed([answer.picture], `${reviewed ? "Accepted" : "Saved"} ${picture.name}.`, answer.undo);
     });
   }
 
   /** Saves the caption as reviewed and goes to the next picture that is not, in the order shown. */
   async accept() {
+    if (!this.editor.caption) return this.say("Write a caption first.", true);
     const place = this.shown.findIndex((picture) => picture.name === this.chosen);
     const order = [...this.shown.slice(place + 1), ...this.shown.slice(0, Math.max(place, 0))];
-    if (!(await this.save(true))) return;
-    const next = order.find((picture) => this.byName.get(picture.name).state !== "reviewed");
-    if (next) await this.choose(next.name, true);
-    else this.say("Every caption shown is reviewed.");
+    const next = order.find(({ state, draft }) => state !== "reviewed" && draft === undefined);
+    const saved = this.save(true);
+    if (next) this.choose(next.name, true);
+    if ((await saved) && !next) this.say("Every caption shown is reviewed.");
   }
 
   async undo() {
+    await this.leave();
     await this.attempt(async () => {
       const { pictures, kept, undo } = await this.api.ask("undo", {});
       const names = pictures.length === 1 ? pictures[0].name : `${pictures.length} captions`;
       const edited = kept.length ? ` Kept, because edited since: ${kept.join(", ")}.` : "";
       const found = pictures.length + kept.length;
       this.changed(pictures, found ? `Took back the change of ${names}.${edited}` : "Nothing to undo.", undo);
-      if (pictures.length === 1) await this.choose(pictures[0].name, true);
+      if (pictures.length === 1) this.choose(pictures[0].name, true);
     });
   }
 
   /** Takes over what the server says these pictures' captions are now. */
   changed(pictures, message, undo = true) {
     for (const picture of pictures) {
-      Object.assign(this.byName.get(picture.name) ?? {}, picture, { tags: tagsOf(picture.caption, this.tags) });
-      this.grid.update(picture);
+      const known = this.byName.get(picture.name);
+      if (!known) continue; // added to the folder since it was opened
+      Object.assign(known, picture, { tags: tagsOf(picture.caption, this.tags) });
+      this.grid.update(known);
+      if (known === this.editor.picture) this.editor.refresh();
     }
-    if (pictures.some(({ name }) => name === this.chosen)) this.showChosen();
+    if (pictures.some(({ name }) => name === this.chosen)) this.lookBack();
     this.canUndo(undo);
     this.render();
     this.say(message);
   }
 
-  async counted(caption) {
-    return (await this.api.ask("tokens", { name: this.chosen, caption })).tokens;
+  /** How many tokens the picture has with that caption; NaN when the server does not say. */
+  async counted(name, caption) {
+    const answer = await this.api.ask("tokens", { name, caption }).catch((error) => this.refused(error));
+    return answer?.tokens ?? NaN;
   }
 
-  /** Whether `work` was done; where the server refused, its sentence is shown. */
-  async attempt(work) {
-    try {
-      await work();
-      return true;
-    } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      if (error.picture) this.conflict(error.picture);
-      this.say(error.message, true);
-      return false;
-    }
+  /** Does one thing after the other; true when it was done. Where the server refused, its sentence is shown. */
+  attempt(work) {
+    this.last = this.last.then(async () => {
+      try {
+        await work();
+        return true;
+      } catch (error) {
+        if (!(error instanceof Refused)) throw error;
+        this.refused(error);
+        return false;
+      }
+    });
+    return this.last;
   }
 
-  /** The file was changed meanwhile: show that beside what was typed, which a second save puts in its place. */
-  conflict(picture) {
-    const typed = this.editor.text.value;
-    this.changed([picture], "");
-    this.editor.text.value = typed;
-    this.editor.typed();
+  /** A caption that changed on the disk meanwhile is shown beside the draft, which a second save puts in its place. */
+  refused({ message, picture }) {
+    if (picture) this.changed([picture], "");
+    for (const unsaved of this.pictures.filter(({ draft }) => draft !== undefined)) this.grid.update(unsaved);
+    this.say(message, true);
   }
 
   canUndo(possible) {
-    this.undoButton.disabled = !possible;
+    enable(this.undoButton, possible);
   }
 
   say(text, isError = false) {
@@ -247,7 +266,7 @@ class ReviewDialog {
   // The right-hand side, and keys
 
   async showReplacing() {
-    if (!(await this.leave())) return;
+    await this.leave();
     this.editor.root.hidden = true;
     this.replacing.root.hidden = false;
     this.replacing.open();
@@ -265,20 +284,25 @@ class ReviewDialog {
     does();
   }
 
-  meaning({ key, ctrlKey, metaKey, altKey, shiftKey }) {
+  meaning({ key, ctrlKey, metaKey, altKey, shiftKey, repeat }) {
     const control = (ctrlKey || metaKey) && !altKey;
-    if (key === "Escape") return () => (this.replacing.root.hidden ? this.close() : this.edit());
+    if (key === "Escape") return () => this.escape();
     if (altKey && key === "ArrowDown") return () => this.step(1);
     if (altKey && key === "ArrowUp") return () => this.step(-1);
     if (!control || shiftKey) return null;
     if (key === "z") return this.typing() ? null : () => this.undo();
     const keys = {
-      Enter: () => this.accept(),
+      Enter: () => repeat || this.accept(),
       s: () => this.save(),
       f: () => this.filters.search.focus(),
       h: () => this.showReplacing(),
     };
     return keys[key];
+  }
+
+  escape() {
+    if (this.replacing.root.hidden) this.close();
+    else this.edit();
   }
 
   /** Whether Ctrl+Z belongs to a text field, because something was typed in it. */

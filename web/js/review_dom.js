@@ -12,12 +12,20 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-export function button(text, title, onclick, className = "") {
-  return element("button", { type: "button", className: `lw-button ${className}`, title, onclick }, text);
+/** A button; one that is switched off by `enable` keeps the focus, which the browser would take from it otherwise. */
+export function button(text, title, does, className = "") {
+  const onclick = () => made.getAttribute("aria-disabled") === "true" || does();
+  const made = element("button", { type: "button", className: `lw-button ${className}`, title, onclick }, text);
+  return made;
 }
 
+export function enable(made, enabled) {
+  made.setAttribute("aria-disabled", String(!enabled));
+}
+
+/** What a caption's state is called, with its colour; one that is "unsaved" could not be saved. */
 export function badge(state) {
-  return element("span", { className: `lw-badge lw-${state}` }, STATES[state]);
+  return element("span", { className: `lw-badge lw-${state}` }, STATES[state] ?? "Not saved");
 }
 
 /** Two texts side by side, what was taken out marked in the old one and what came in marked in the new one. */

@@ -1,10 +1,10 @@
 // The right-hand side of the review: one picture, large, and its caption to write.
-import { badge, button, element, sideBySide } from "./review_dom.js";
+import { badge, button, element, enable, sideBySide } from "./review_dom.js";
 
 const COUNT_AFTER = 200; // ms without a key
 
 export class Editor {
-  /** `review` is the dialog: accept(), save(), counted(text) and limit. */
+  /** `review` is the dialog: accept(), save(), counted(name, caption) and limit. */
   constructor(review) {
     this.review = review;
     this.image = element("img", { alt: "" });
@@ -14,7 +14,7 @@ export class Editor {
     this.text.setAttribute("aria-label", "Caption");
     this.tokens = element("div", { className: "lw-tokens" });
     this.compare = element("div", { className: "lw-changes" });
-    this.restore = button("Restore", "Back to the caption as it is saved", () => this.reset());
+    this.undoTyping = button("Restore", "Back to the caption as it is saved", () => this.restore());
     this.root = element(
       "section",
       { className: "lw-editor" },
@@ -27,49 +27,73 @@ export class Editor {
         { className: "lw-row" },
         button("Accept and next", "Save as reviewed, go to the next (Ctrl+Enter)", () => review.accept(), "lw-primary"),
         button("Save", "Save and stay here (Ctrl+S)", () => review.save()),
-        this.restore,
+        this.undoTyping,
       ),
       this.compare,
     );
     this.root.setAttribute("aria-label", "Caption of the chosen picture");
   }
 
-  /** Shows a picture and its saved caption; null shows nothing. */
+  /** Shows a picture and its caption, or what was typed for it and is not saved yet; null shows nothing. */
   show(picture) {
     this.picture = picture;
     this.root.classList.toggle("lw-empty", !picture);
     if (!picture) return;
     this.title.textContent = this.title.title = picture.name;
     const address = this.review.api.pictureAddress(picture, "large");
-    if (this.image.src !== address) this.image.src = address;
-    this.image.alt = picture.caption || picture.name;
-    this.state.replaceChildren(badge(picture.state));
-    this.previous = "";
-    this.reset();
+    if (this.image.getAttribute("src") !== address) this.image.src = address;
+    this.write(picture.draft ?? picture.caption);
+    this.refresh();
   }
 
+  /** Shows what the picture has become; words typed meanwhile stay. */
+  refresh() {
+    const { caption, name, state, tokens } = this.picture;
+    if (this.caption === this.written) this.write(this.picture.draft ?? caption);
+    this.image.alt = caption || name;
+    this.state.replaceChildren(badge(state));
+    this.previous = "";
+    if (this.caption === caption) this.showTokens(tokens);
+    else this.count();
+    this.showChanges();
+  }
+
+  write(caption) {
+    if (this.text.value !== caption) this.text.value = caption;
+    this.written = caption;
+  }
+
+  /** What is typed now. */
+  get caption() {
+    return this.text.value.trim();
+  }
+
+  /** Whether that is neither saved nor about to be. */
   get changed() {
-    return Boolean(this.picture) && this.text.value.trim() !== this.picture.caption;
+    return Boolean(this.picture) && this.caption !== (this.picture.draft ?? this.picture.caption);
   }
 
   focus() {
     this.text.focus();
   }
 
-  reset() {
-    this.text.value = this.picture.caption;
-    this.showTokens(this.picture.tokens);
-    this.showChanges();
+  /** Back to the caption as it is saved. */
+  restore() {
+    delete this.picture.draft;
+    this.write(this.picture.caption);
+    this.refresh();
   }
 
   typed() {
     this.showChanges();
     clearTimeout(this.counting);
-    this.counting = setTimeout(async () => {
-      const [picture, text] = [this.picture, this.text.value];
-      const tokens = await this.review.counted(text);
-      if (picture === this.picture && text === this.text.value) this.showTokens(tokens);
-    }, COUNT_AFTER);
+    this.counting = setTimeout(() => this.count(), COUNT_AFTER);
+  }
+
+  async count() {
+    const { picture, caption } = this;
+    const tokens = await this.review.counted(picture.name, caption);
+    if (picture === this.picture && caption === this.caption) this.showTokens(tokens);
   }
 
   showTokens(tokens) {
@@ -78,7 +102,7 @@ export class Editor {
     this.tokens.classList.toggle("lw-over", over);
     this.tokens.style.setProperty("--lw-share", `${Math.min(100, (100 * tokens) / limit)}%`);
     this.tokens.textContent = `${tokens} of ${limit} tokens`;
-    this.tokens.title = over ? "Longer than the text encoder reads in one piece" : "As the text encoder counts them";
+    this.tokens.title = `CLIP reads ${limit} tokens in one piece; T5 of FLUX reads 512.`;
   }
 
   /** The caption before its last change, to see what that did. */
@@ -89,9 +113,10 @@ export class Editor {
 
   /** Old and new side by side: what is typed against what is saved, else what is saved against what was before. */
   showChanges() {
-    this.restore.disabled = !this.changed;
     const { caption } = this.picture;
-    const [before, after] = this.changed ? [caption, this.text.value.trim()] : [this.previous, caption];
+    const isTyped = this.caption !== caption;
+    const [before, after] = isTyped ? [caption, this.caption] : [this.previous, caption];
+    enable(this.undoTyping, isTyped);
     this.compare.replaceChildren(...(before && before !== after ? [sideBySide(before, after)] : []));
   }
 }

@@ -4,7 +4,6 @@ import { STATES, countTags } from "./review_text.js";
 
 const MOST_TAGS = 150;
 const TOO_LONG = "too long";
-const CHOICES = { "": "All", ...STATES, [TOO_LONG]: "Too long" };
 
 export class Filters {
   /** `review` is the dialog: limit and render(). */
@@ -36,7 +35,8 @@ export class Filters {
   /** Shows how many pictures there are of each state, and the tags of those shown. */
   render(pictures, shown) {
     const count = (state) => pictures.filter((picture) => this.isOf(picture, state)).length;
-    const chips = Object.entries(CHOICES).map(([state, name]) => this.chip(state, name, count(state)));
+    const choices = { "": "All", ...STATES, [TOO_LONG]: `Over ${this.review.limit} tokens` };
+    const chips = Object.entries(choices).map(([state, name]) => this.chip(state, name, count(state)));
     replaceKeepingFocus(this.states, chips);
     const counts = countTags(shown.map((picture) => picture.tags));
     const absent = [...this.tags].filter((tag) => !counts.some(([other]) => other === tag)).map((tag) => [tag, 0]);
@@ -66,7 +66,7 @@ export class Filters {
 
 function toggle(className, name, count, pressed, onclick) {
   const number = element("span", { className: "lw-number" }, String(count));
-  return element("button", { type: "button", className, "aria-pressed": String(pressed), onclick }, name, number);
+  return element("button", { type: "button", className, "aria-pressed": String(pressed), onclick }, `${name} `, number);
 }
 
 /** New children in place of the old ones; the one that had the focus keeps it by its key. */

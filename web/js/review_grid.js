@@ -40,7 +40,7 @@ export class Grid {
       element(
         "div",
         { className: "lw-row lw-spread" },
-        badge(picture.state),
+        badge(picture.draft === undefined ? picture.state : "unsaved"),
         element("span", { className: `lw-number ${over ? "lw-over" : ""}`, title: "Tokens" }, String(picture.tokens)),
       ),
     );
@@ -71,7 +71,8 @@ export class Grid {
     if (event.key === "Enter" || event.key === "F2") this.review.edit();
     else if (event.key in steps || event.key in ends) {
       const to = names[ends[event.key] ?? place + steps[event.key]];
-      if (to) this.review.choose(to).then(() => this.focus(to));
+      if (to) this.review.choose(to);
+      if (to) this.focus(to);
     } else return;
     event.preventDefault();
   }

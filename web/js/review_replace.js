@@ -1,5 +1,5 @@
 // Find and replace in all captions of the folder, shown before it is done.
-import { button, element, sideBySide } from "./review_dom.js";
+import { button, element, enable, sideBySide } from "./review_dom.js";
 
 const PREVIEW_AFTER = 250; // ms without a key
 const MOST_SHOWN = 100;
@@ -50,7 +50,7 @@ export class ReplacePanel {
 
   preview() {
     clearTimeout(this.waiting);
-    this.apply.disabled = true;
+    enable(this.apply, false);
     if (!this.find.value) return this.show([], []);
     this.waiting = setTimeout(async () => {
       const asked = this.asked;
@@ -65,7 +65,7 @@ export class ReplacePanel {
 
   show(changes, emptied) {
     const captions = (number) => `${number} caption${number === 1 ? "" : "s"}`;
-    this.apply.disabled = !changes.length;
+    enable(this.apply, changes.length > 0);
     this.apply.textContent = changes.length ? `Replace in ${captions(changes.length)}` : "Replace";
     const kept = emptied.length ? ` ${captions(emptied.length)} would be left empty and stay as they are.` : "";
     this.count.textContent = this.find.value ? `Changes ${captions(changes.length)}.${kept}` : "";
@@ -78,7 +78,7 @@ export class ReplacePanel {
 
   async replace() {
     const asked = this.asked;
-    this.apply.disabled = true;
+    enable(this.apply, false);
     try {
       const { changes, pictures } = await this.review.api.ask("replace", { ...asked, preview: false });
       this.review.changed(pictures, `Changed ${changes.length} caption${changes.length === 1 ? "" : "s"}.`);

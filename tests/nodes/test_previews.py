@@ -1,5 +1,6 @@
 """The previews of a run: which prompts, which checkpoints, and none made twice."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import queueing
 from PIL import Image
 
 from lora_workbench.nodes.previews import MOST_COLUMNS, prompts_of, spread
+from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
 from lora_workbench.training.run import Checkpoint
 
 pytestmark = pytest.mark.comfy
@@ -20,8 +22,11 @@ def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
 
 
 def request(prompts: str, caption: str = "zork, a star", trigger: str = "zork"):
-    example = SimpleNamespace(caption=caption)
-    return SimpleNamespace(preview_prompts=prompts, dataset=SimpleNamespace(examples=(example,), trigger_word=trigger))
+    pictures = (
+        Example(Path("room.png"), "a room", 64, 64, role=REGULARIZATION),
+        Example(Path("star.png"), caption, 64, 64, trigger_word=trigger),
+    )
+    return SimpleNamespace(preview_prompts=prompts, dataset=Dataset(Path(), pictures, trigger_word=trigger))
 
 
 def test_each_line_is_a_prompt_and_blank_lines_are_none():

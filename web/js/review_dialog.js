@@ -148,6 +148,7 @@ class ReviewDialog {
     const { picture } = this.editor;
     if (!picture) return;
     await this.attempt(async () => {
+      if (picture !== this.editor.picture) return; // gone on meanwhile
       const { caption, previous } = await this.api.ask(`caption?${new URLSearchParams({ name: picture.name })}`);
       if (picture === this.editor.picture && caption === picture.caption) this.editor.compareWith(previous);
     });

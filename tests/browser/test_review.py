@@ -25,6 +25,14 @@ ADD_NODES = """folder => {
     app.canvas.ds.offset = [-loader.pos[0] + 300, -loader.pos[1] + 150];
     app.canvas.setDirty(true, true);
 }"""
+ADD_LOADER = """folder => {
+    const second = LiteGraph.createNode("LoraWorkbenchDatasetLoader");
+    app.graph.add(second);
+    second.pos = [-1000, 0];
+    second.widgets.find(w => w.name === "folder").value = folder;
+    const first = app.graph._nodes.find(n => n.comfyClass === second.comfyClass && n !== second);
+    second.connect(0, first, "dataset");
+}"""
 DRAWN = """([type, name]) =>
     app.graph._nodes.find(n => n.comfyClass === type)?.widgets.find(w => w.name === name)?.last_y > 0"""
 PLACE = """([type, name]) => {
@@ -84,9 +92,15 @@ def chip(dialog, state):
     return dialog.get_by_role("group", name="Filter by state").get_by_role("button", name=state)
 
 
-@pytest.mark.parametrize("new_nodes", [False, True], ids=["canvas", "nodes 2.0"])
-def test_the_button_of_either_node_opens_the_folder(server, page, folder, new_nodes):
-    server.post("/settings", {"Comfy.VueNodes.Enabled": new_nodes})
+@pytest.fixture(params=[False, True], ids=["canvas", "nodes 2.0"])
+def new_nodes(request, server):
+    """Whether nodes are drawn the new way."""
+    server.post("/settings", {"Comfy.VueNodes.Enabled": request.param})
+    yield request.param
+    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+def test_the_button_of_either_node_opens_the_folder(page, folder, new_nodes):
     reload(page, new_nodes)
     show(page, folder.name)
     for node in NODES:
@@ -96,7 +110,6 @@ def test_the_button_of_either_node_opens_the_folder(server, page, folder, new_no
         dialog.get_by_role("option").first.locator("img").evaluate("image => image.decode()")
         page.keyboard.press("Escape")
         dialog.wait_for(state="detached")
-    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
     assert page.problems == []
 
 
@@ -235,6 +248,40 @@ def test_a_caption_that_changes_on_the_disk_is_shown_before_it_is_overwritten(pa
     page.keyboard.press("Control+s")
     dialog.get_by_text("Saved").wait_for()
     assert first.read_text() == "typed here\n"
+
+
+def test_what_the_server_does_not_take_stays_with_its_picture_until_it_does(page, folder):
+    show(page, folder.name)
+    before = captions(folder)
+    dialog = open_review(page)
+    page.route("**/caption", lambda route: route.abort())
+    page.keyboard.press("Control+a")
+    page.keyboard.type("typed while the server is gone")
+    page.keyboard.press("Control+Enter")
+    dialog.get_by_text("ComfyUI does not answer").wait_for()
+    assert dialog.get_by_role("option").first.get_by_text("Not saved").is_visible() and captions(folder) == before
+    page.unroute("**/caption")
+    page.keyboard.press("Alt+ArrowUp")
+    assert dialog.get_by_role("textbox", name="Caption").input_value() == "typed while the server is gone"
+    page.keyboard.press("Control+s")
+    dialog.get_by_text(f"Saved {next(iter(before))}.png").wait_for()
+    assert next(iter(captions(folder).values())) == "typed while the server is gone"
+    assert page.problems == []
+
+
+def test_of_several_folders_each_can_be_chosen(page, folder):
+    other = folder.with_name(folder.name + "_2")
+    drawing.write_training_folder(other, 3)
+    show(page, folder.name)
+    page.evaluate(ADD_LOADER, other.name)
+    dialog = open_review(page, NODES[1])
+    assert dialog.get_by_role("option").count() == 8 + 2  # the pictures, and the folders to choose from
+    dialog.get_by_role("combobox", name="Folder").select_option(other.name)
+    dialog.get_by_role("listbox", name="Pictures").get_by_role("option").nth(2).wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.lw-card').length === 3")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert page.problems == []
 
 
 def test_without_a_folder_there_is_a_sentence(page):

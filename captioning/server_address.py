@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ KEY_HOSTS = {
 OWN_KEY_PREFIX = "CAPTION_"
 """A variable named so holds a key meant for captioning and goes to any host: a workflow reaches no other secret."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+(?:%[a-z0-9._-]+)?")
+"""A name or a number, in which no other letter passes for a full stop; names in other letters are written xn--."""
 LOCAL_ENDINGS = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 CHAT = "/chat/completions"
 
@@ -66,7 +69,7 @@ def parse_address(text: str) -> ServerAddress:
             "The server address holds a password or a query, which would be saved in the workflow: give only "
             "http(s)://host:port/path, and the key in an environment variable."
         )
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not HOST.fullmatch(host):
         raise ValueError(f"'{typed}' is not a server address. Give one such as http://localhost:11434/v1.")
     place = f"[{host}]" if ":" in host else host
     path = parts.path.removesuffix(CHAT) or "/v1"
@@ -112,7 +115,13 @@ def _may_have(host: str, variable: str) -> bool:
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The number that a host stands for, also one as programs read it: ``2130706433`` is ``127.0.0.1``."""
     try:
-        return ipaddress.ip_address(host)
+        number = ipaddress.ip_address(host)
+        return getattr(number, "ipv4_mapped", None) or number
     except ValueError:
+        pass
+    try:
+        return ipaddress.ip_address(socket.inet_aton(host))
+    except OSError:
         return None

@@ -357,6 +357,14 @@ def test_a_key_made_for_captioning_goes_to_any_encrypted_or_local_server():
         read_key(parse_address("http://captions.example"), "CAPTION_API_KEY", {"CAPTION_API_KEY": KEY})
 
 
+@pytest.mark.parametrize("host", ["134744072", "0x08080808", "[::ffff:8.8.8.8]"])
+def test_a_number_that_stands_for_a_far_host_does_not_pass_for_a_name_in_the_local_network(host):
+    address = parse_address(f"http://{host}/v1")
+    assert "leave this machine" in address.notice
+    with pytest.raises(ValueError, match="unencrypted"):
+        read_key(address, "CAPTION_API_KEY", {"CAPTION_API_KEY": KEY})
+
+
 # The address
 
 
@@ -378,7 +386,17 @@ def test_addresses_are_understood_as_people_write_them(typed, url):
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "localhost:11434", "ftp://host/v1", "file:///etc/passwd", "http://", "http://h:x"]
+    "typed",
+    [
+        "",
+        "localhost:11434",
+        "ftp://host/v1",
+        "file:///etc/passwd",
+        "http://",
+        "http://h:x",
+        "http://a b/v1",
+        "http://evil\u3002example/v1",
+    ],
 )
 def test_what_is_no_address_is_refused(typed):
     with pytest.raises(ValueError, match="is not a server address"):

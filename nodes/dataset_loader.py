@@ -48,8 +48,13 @@ class LoraWorkbenchDatasetLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **given) -> str:
-        """Changes when a picture, caption or mask is added, removed or edited, so that ComfyUI reads them again."""
+    def fingerprint_inputs(cls, **given) -> str | float:
+        """Changes when a picture, caption or mask is added, removed or edited, so that ComfyUI reads them again.
+
+        Of a folder that another node names nothing is known here, so that one is read every time.
+        """
+        if "images" not in given and None in given.get("folder", ()):
+            return float("nan")  # which equals nothing, not even itself
         if "images" in given:  # which ones is not known before they are made; edits of their captions are
             state = [file for file in folders.folder_state(folders.handed_folder()) if file[2] != handed.WRITTEN_AT_NS]
         else:
@@ -105,6 +110,8 @@ def _place(values: Mapping[str, Any]) -> Path:
             raise ValueError(
                 f"{name} is connected but images is not: connect images too, or put files into the folder."
             )
+    if not values["folder"].strip():
+        raise ValueError("folder is empty: type the folder with the pictures, or connect images.")
     return folders.dataset_folder(values["folder"])
 
 

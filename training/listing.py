@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -67,9 +67,8 @@ def _listed(folder: Path, repeats: int = 1, trigger_word: str = "", class_words:
             source.tables.append(path)
         elif path.suffix.lower() in PICTURE_SUFFIXES:
             (mask_files if masks.is_mask(path) else source.pictures).append(path)
-    for name in masks.FOLDERS:
-        if (folder / name).is_dir():
-            mask_files += (path for path in _files(folder / name) if path.suffix.lower() in PICTURE_SUFFIXES)
+    for place in filter(masks.is_folder, _folders(folder)):
+        mask_files += (path for path in _files(place) if path.suffix.lower() in PICTURE_SUFFIXES)
     return replace(source, masks=masks.by_picture(mask_files))
 
 
@@ -107,16 +106,29 @@ def _with_pictures(folder: Path, sub_folders: str) -> list[Path]:
 
 def _sub_folders(folder: Path) -> list[Path]:
     """The sub-folders that are not hidden and hold no masks, in order."""
+    return [path for path in _folders(folder) if not masks.is_folder(path)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The sub-folders that are not hidden, in order."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    return [folder / name for name in sorted(names, key=natural_key) if name not in masks.FOLDERS]
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and _leads_to(entry.is_dir)]
+    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and entry.is_file():
+            if not entry.name.startswith(".") and _leads_to(entry.is_file):
                 yield folder / entry.name
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """The answer of an entry's `is_file` or `is_dir`; False for a link that goes in circles."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _kohya_name(name: str) -> tuple[int, str]:

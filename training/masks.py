@@ -20,6 +20,11 @@ def is_mask(path: Path) -> bool:
     return path.stem.lower().endswith(_ENDINGS)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a sub-folder holds masks by its name, `masks` or `mask` in any case."""
+    return path.name.lower() in FOLDERS
+
+
 def by_picture(paths: Iterable[Path]) -> dict[str, Path]:
     """Mask files under the stem, in lower case, of the picture each belongs to."""
     return {_stem(path): path for path in paths}

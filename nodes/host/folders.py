@@ -90,10 +90,13 @@ def folder_state(folder: Path, depth: int = 2, most: int = MOST_WATCHED) -> list
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                places += [(entry.path, below - 1)] if below else []
-            elif entry.is_file():
-                state.append((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns))
+            try:
+                if entry.is_dir():
+                    places += [(entry.path, below - 1)] if below else []
+                elif entry.is_file():
+                    state.append((entry.path, entry.stat().st_size, entry.stat().st_mtime_ns))
+            except OSError:  # a link that goes in circles, or a file that has just been removed
+                continue
         if len(state) >= most or len(entries) >= most:
             return [*state, (place, 0, os.stat(place).st_mtime_ns)]
     return state

@@ -191,12 +191,13 @@ def test_every_setting_reaches_the_dataset(folder):
     [
         ({"extra_resolutions": "big"}, "extra_resolutions is 'big'"),
         ({"background": "sky"}, "background is 'sky'"),
+        ({"folder": " "}, "folder is empty: type the folder"),
         ({"flip": True, "variants": 1}, "variants is 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_told_in_one_sentence(folder, setting, said):
     with pytest.raises(ValueError, match=said):
-        load(folder, **setting)
+        load(**{"folder": folder, **setting})
 
 
 def test_loaders_in_a_row_make_one_dataset_of_several_concepts(folder, tmp_path_factory):
@@ -279,6 +280,18 @@ def test_of_a_huge_folder_only_so_many_files_are_watched_and_changes_still_show(
     os.utime(tmp_path, ns=(5, 5))  # as adding or removing a file does
     assert folders.folder_state(tmp_path, most=10) != few
     assert len(folders.folder_state(tmp_path)) == 30
+
+
+def test_a_folder_that_another_node_names_is_read_every_time(folder):
+    given = {"folder": (None,), "trigger_word": ("zork",)}
+    seen = [LoraWorkbenchDatasetLoader.fingerprint_inputs(**given) for _ in range(2)]
+    assert seen[0] != seen[1]
+
+
+def test_a_link_that_goes_in_circles_does_not_stop_the_reading(folder):
+    (folder / "round.png").symlink_to(folder / "round.png")
+    assert fingerprint(folder) == fingerprint(folder)
+    assert len(load(folder)["dataset"].examples) == 3
 
 
 def test_files_that_are_not_read_do_not_count_as_changes(folder):

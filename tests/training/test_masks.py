@@ -4,6 +4,7 @@ from pictures import draw
 from PIL import ExifTags, Image
 
 from lora_workbench.training.folder import scan
+from lora_workbench.training.listing import ALL
 from lora_workbench.training.masks import FILES, OFF, open_mask
 
 
@@ -31,12 +32,20 @@ def only(dataset):
 
 @pytest.mark.parametrize(
     "name",
-    ["star_mask.png", "star-masklabel.png", "STAR_Mask.PNG", "masks/star.png", "masks/star_mask.png", "mask/star.webp"],
+    [
+        "star_mask.png",
+        "star-masklabel.png",
+        "STAR_Mask.PNG",
+        "masks/star.png",
+        "masks/star_mask.png",
+        "mask/star.webp",
+        "Masks/star.png",
+    ],
 )
 def test_a_mask_is_found_by_its_name_and_is_no_picture(tmp_path, name):
     draw(tmp_path / "star.jpg", caption="x")
     mask = half(tmp_path / name)
-    example = only(scan(tmp_path, resolution=64))
+    example = only(scan(tmp_path, resolution=64, sub_folders=ALL))
     assert example.mask == mask
     values = np.asarray(open_mask(example))
     assert values.shape == (64, 64) and values[:, 4].min() > 250 and values[:, 60].max() < 5

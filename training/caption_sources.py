@@ -53,7 +53,7 @@ class Captions:
     def _read(self, table: Path) -> None:
         try:
             rows = list(_rows_of(table))
-        except (OSError, ValueError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
             self.notes.append(f"The table {table.name} is not read ({error}): correct it or remove it.")
             return
         for name, captions in rows:
@@ -87,7 +87,7 @@ def _read_safely(path: Path) -> tuple[list[str], str]:
             return list(_captions_in(json.loads(text))), ""
     except OSError as error:
         return [], f"the caption file cannot be read ({error.strerror}), so it counts as without caption"
-    except ValueError:
+    except (ValueError, RecursionError):
         return [], "the caption file is not JSON, so it counts as without caption"
     said = lines_of(text)
     if is_old:
@@ -126,7 +126,7 @@ def _json_rows(text: str) -> Iterator[dict]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not JSON") from error
             if isinstance(row, dict):
                 yield row

@@ -145,3 +145,11 @@ def test_captions_are_asked_for_by_path_and_nothing_else_is_opened(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,caption\n../secret.txt,x\n")
     captions = Captions([tmp_path / "metadata.csv"])
     assert captions.of(tmp_path / "1.png") == ([], "") and len(captions.unused()) == 1
+
+
+def test_json_that_is_nested_without_end_is_named(tmp_path):
+    draw(tmp_path / "1.png").with_suffix(".json").write_text("[" * 200_000)
+    (tmp_path / "rows.jsonl").write_text("[" * 200_000)
+    notes = "\n".join(scan(tmp_path).notes)
+    assert "1.png: the caption file is not JSON" in notes
+    assert "The table rows.jsonl is not read (line 1 is not JSON)" in notes

@@ -15,6 +15,8 @@ from .wording import Wording
 TRAIN, REGULARIZATION, VALIDATION = "train", "regularization", "validation"
 ROLES = (TRAIN, REGULARIZATION, VALIDATION)
 
+SMALLEST, LARGEST = 64, 4096  # resolutions that can be asked for
+
 
 @dataclass(frozen=True)
 class Example:
@@ -139,8 +141,11 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
 def resolutions_in(text: str, resolution: int) -> tuple[int, ...]:
     """All sizes to train at when those in a text such as "512, 768" come on top of `resolution`; () when none does."""
     words = re.split(r"[\s,;]+", text.strip(" \t\n,;"))
-    if any(not word.isdecimal() for word in words if word):
-        raise ValueError(f"extra_resolutions is '{text}': give whole numbers with commas between, such as 512, 768.")
+    if any(not re.fullmatch(r"\d{2,4}", word) or not SMALLEST <= int(word) <= LARGEST for word in words if word):
+        raise ValueError(
+            f"extra_resolutions is '{text[:100]}': give whole numbers from {SMALLEST} to {LARGEST} with commas "
+            "between, such as 512, 768."
+        )
     extra = {int(word) for word in words if word} - {resolution}
     return tuple(sorted({*extra, resolution})) if extra else ()
 

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -111,9 +111,13 @@ class TrainingRun:
         return self._record.get("base_validation")
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints whose files are still there, in order."""
+        """The checkpoints whose files are still there, in order; also where the loras folder has been moved."""
         entries = (Checkpoint(**entry) for entry in self._record["checkpoints"])
-        return tuple(entry for entry in entries if Path(entry.path).is_file())
+        placed = (
+            entry if Path(entry.path).is_file() else replace(entry, path=str(self.loras / entry.lora_name))
+            for entry in entries
+        )
+        return tuple(entry for entry in placed if Path(entry.path).is_file())
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every step that counts: what a stopped run trained past its state is left out."""

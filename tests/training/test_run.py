@@ -205,6 +205,13 @@ def test_a_checkpoint_whose_file_was_deleted_is_not_offered(folders):
     assert [entry.step for entry in run.result(20, "zork").entries] == [20]
 
 
+def test_checkpoints_are_found_where_the_loras_folder_was_moved(folders, tmp_path):
+    saved_run(folders, 10)
+    moved = folders[1].rename(tmp_path / "elsewhere")
+    (entry,) = open_run((folders[0], moved)).checkpoints()
+    assert entry.path == str(moved / "star" / "star_000010.safetensors")
+
+
 def test_the_result_holds_the_checkpoints_up_to_the_step_that_was_asked_for(folders):
     run = saved_run(folders, 10, 20, 30)
     run.note_validation(0, [[1.0]])

@@ -6,7 +6,8 @@ from contextlib import closing
 
 from comfy_api.latest import io
 
-from ..captioning.captioner import WRITTEN, Captioner, Told, caption_folder, summary
+from ..captioning.caption_file import read_caption
+from ..captioning.captioner import KEPT, WRITTEN, Captioner, Told, caption_folder, summary
 from ..captioning.hinted import Hinted
 from ..captioning.later import Later
 from ..captioning.server import ServerCaptioner
@@ -63,9 +64,10 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
                 progress.phase(f"Captioned {len(reports)} of {len(requests)}")
                 progress.update(len(reports), len(requests))
                 throw_if_cancelled()
-        written = {report.path: report.caption for report in reports if report.outcome == WRITTEN}
+        # As they are in the end: two pictures whose names differ only in the ending share one caption file.
+        there = [report.path for report in reports if report.outcome in (WRITTEN, KEPT) and read_caption(report.path)]
         report = "\n".join([summary(reports), *remarks(choices, writer, style)])
-        return io.NodeOutput(with_captions(dataset, written), report)
+        return io.NodeOutput(with_captions(dataset, {path: read_caption(path) for path in there}), report)
 
 
 def captioner_for(choices: Choices, clip) -> Captioner:

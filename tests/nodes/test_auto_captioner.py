@@ -404,3 +404,17 @@ def test_a_server_writes_captions_and_what_leaves_the_machine_is_said(folder, mo
 def test_a_server_without_a_model_is_refused(folder):
     with pytest.raises(ValueError, match="No model is named for the captioning server"):
         write(folder, captioner="server")
+
+
+def test_pictures_that_share_a_caption_file_are_trained_as_it_says(folder):
+    pictures.draw(folder / "1.jpg", (64, 48), "red")
+    result = queueing.run(
+        LoraWorkbenchAutoCaptioner,
+        dataset=scan(folder, trigger_word="zork"),
+        captioner="trigger word only",
+        style="sentences",
+        mode="only missing",
+        class_word="star",
+    )
+    assert {e.caption for e in result["dataset"].examples} == {"zork star"}
+    assert result["dataset"].uncaptioned == ()

@@ -26,3 +26,15 @@ def test_letters_beyond_ascii_are_drawn_as_themselves():
         return bytes(font(14).getmask(letter))
 
     assert len({drawn(letter) for letter in "üßéЖλ"} | {drawn("\uffff")}) == 6
+
+
+def test_a_word_as_long_as_a_file_does_not_hold_up_the_sheet():
+    asked = []
+
+    class Font:
+        def getlength(self, text):
+            asked.append(text)
+            return len(text)
+
+    assert wrap("a" * 100_000, Font(), 10, 2) == ["a" * 9, "a" * 9 + "…"]
+    assert len(asked) < 100

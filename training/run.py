@@ -200,7 +200,10 @@ def _read_record(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_text("utf-8"))
+        if not isinstance(record, dict) or "identity" not in record:
+            raise ValueError("it is no record of a run")
+        return record
     except ValueError as error:
         raise ValueError(
             f"The record '{path}' cannot be read ({error}): delete that file or choose another name."

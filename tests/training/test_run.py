@@ -205,6 +205,14 @@ def test_a_checkpoint_whose_file_was_deleted_is_not_offered(folders):
     assert [entry.step for entry in run.result(20, "zork").entries] == [20]
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "null"])
+def test_a_record_that_is_none_is_one_sentence_naming_the_file(folders, content):
+    saved_run(folders, 10)
+    (folders[0] / "star" / "record.json").write_text(content)
+    with pytest.raises(ValueError, match="record.json' cannot be read .it is no record of a run"):
+        open_run(folders)
+
+
 def test_checkpoints_are_found_where_the_loras_folder_was_moved(folders, tmp_path):
     saved_run(folders, 10)
     moved = folders[1].rename(tmp_path / "elsewhere")

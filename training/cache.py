@@ -90,7 +90,8 @@ def encode(
     pictures, masks, texts = (_missing(files, progress) for files in (plan.pictures, plan.masks, plan.texts))
     opened = lru_cache(maxsize=1)(lambda example: open_image(example.path, dataset.background))
     for example in _counted("checking pictures", dict.fromkeys(job[1] for job in pictures + masks), progress):
-        open_image(example.path)
+        if open_image(example.path).size != (example.width, example.height):
+            raise ValueError(f"{example.path.name} was changed after the dataset was loaded: queue again.")
         open_mask(example)
     for path, example, view in _counted("encoding pictures", pictures, progress):
         write(path, {"latents": _encoded_picture(example, view.picture(opened(example)), encoder)})

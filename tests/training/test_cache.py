@@ -461,3 +461,10 @@ def test_the_fingerprint_of_a_plain_dataset_stays_what_it_was(folder):
     old = json.dumps([128, [facts("blue.png"), facts("lime.png"), facts("red.png")], []])
     dataset = scan(folder, resolution=128, trigger_word="zork", repeats=2)
     assert fingerprint(dataset) == hashlib.sha256(old.encode()).hexdigest()
+
+
+def test_a_picture_that_changed_size_after_the_dataset_was_loaded_is_named(folder, tmp_path):
+    dataset = scan(folder, resolution=128)
+    Image.new("RGB", (40, 30)).save(dataset.examples[0].path)
+    with pytest.raises(ValueError, match=f"{dataset.examples[0].path.name} was changed after .*: queue again"):
+        encode(dataset, ToyEncoder(), tmp_path / "other_cache")

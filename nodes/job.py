@@ -88,6 +88,7 @@ def execute(request: Request, progress: Progress) -> Result:
         rank=request.rank,
         save_every=request.save_every,
         seed=request.seed,
+        regularization=len(dataset.examples) - len(dataset.concepts),
     )
     encoder = GraphEncoder(request.model, request.clip, request.vae)
     run = _open_run(request, denoiser, encoder, chosen)

@@ -80,12 +80,17 @@ def plan(
     rank: int = 0,
     save_every: int = 0,
     seed: int = 0,
+    regularization: int = 0,
 ) -> Plan:
-    """The run for `pictures` pictures; 0 derives a value from the preset. ValueError names what is out of range."""
+    """The run for `pictures` pictures; 0 derives a value from the preset. ValueError names what is out of range.
+
+    Pictures for `regularization` take steps of their own, so that each of the others is still seen as often.
+    """
     one_of("preset", preset, tuple(PRESETS))
     purpose = PRESETS[preset]
     per_step = settings.batch_size * settings.accumulation
-    derived = min(max(purpose.passes * pictures, purpose.fewest_steps), purpose.most_steps) // max(1, per_step)
+    derived = min(max(purpose.passes * pictures, purpose.fewest_steps), purpose.most_steps)
+    derived = derived * (pictures + regularization) // max(1, pictures) // max(1, per_step)
     train = TrainConfig(
         steps=steps or max(1, derived),
         learning_rate=learning_rate or LEARNING_RATES[family.name],

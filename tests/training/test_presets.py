@@ -36,6 +36,12 @@ def test_a_step_that_sees_more_pictures_is_taken_less_often(batch_size, accumula
     assert planned(settings=settings).train.steps == steps
 
 
+def test_regularization_pictures_take_steps_of_their_own():
+    assert planned(regularization=20).train.steps == 2 * planned().train.steps
+    assert planned(pictures=500, regularization=250).train.steps == 4500
+    assert planned(steps=70, regularization=20).train.steps == 70
+
+
 def test_what_the_user_says_wins():
     made = planned(steps=123, learning_rate=3e-4, rank=7, save_every=50, seed=9)
     assert (made.train.steps, made.train.learning_rate, made.train.seed) == (123, 3e-4, 9)

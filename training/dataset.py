@@ -1,7 +1,7 @@
 """What is trained on: examples, datasets, and what can be done with them without opening a file."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,9 +82,14 @@ class Dataset:
 def insert_trigger(caption: str, trigger: str) -> str:
     """The caption with `trigger` put first, unless it is there as a whole word in any case; otherwise verbatim."""
     trigger = trigger.strip()
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+    if not trigger or says(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption.strip() else trigger
+
+
+def says(caption: str, trigger: str) -> bool:
+    """Whether the caption holds the trigger word as a whole word, in any case."""
+    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
 def lines_of(text: str) -> list[str]:
@@ -135,7 +140,18 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
         trigger_word=triggers_of([*examples, *held_out.values()]),
         uncaptioned=tuple(unique(path for dataset in datasets for path in dataset.uncaptioned)),
     )
-    return replace(whole, notes=(*unique(notes), *caption_notes(whole)))
+    return replace(whole, notes=(*unique(notes), *_leaks(whole), *caption_notes(whole)))
+
+
+def _leaks(dataset: Dataset) -> Iterator[str]:
+    """Regularization is to keep the class as it is, so a trigger word in one of its captions undoes what is learnt."""
+    for trigger in unique(example.trigger_word for example in dataset.concepts):
+        found = [e for e in dataset.examples if e.role == REGULARIZATION and e.caption and says(e.caption, trigger)]
+        if found:
+            yield (
+                f"Regularization captions hold the trigger word '{trigger}' ({len(found)}, e.g. that of "
+                f"{found[0].path.name}): take it out there, or the word comes to mean the class."
+            )
 
 
 def resolutions_in(text: str, resolution: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from pictures import draw
 
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.dataset import (
+    REGULARIZATION,
     Dataset,
     Example,
     insert_trigger,
@@ -93,6 +94,15 @@ def test_what_is_held_out_in_one_dataset_is_trained_on_in_none():
     whole = joined([train, held])
     assert [e.path.name for e in whole.examples] == ["1"] and [e.path.name for e in whole.held_out] == ["3", "2"]
     assert whole.notes[0].startswith("2 pictures are in one dataset to train on and in another to measure with")
+
+
+def test_a_trigger_word_in_a_regularization_caption_is_told(tmp_path):
+    concept = Dataset(tmp_path, (Example(tmp_path / "a.png", "zork, a star", 64, 64, trigger_word="zork"),))
+    plain = Example(tmp_path / "b.png", "a zorky shape", 64, 64, role=REGULARIZATION)
+    said = Example(tmp_path / "c.png", "a Zork thing", 64, 64, role=REGULARIZATION)
+    (note,) = joined([Dataset(tmp_path, (plain, said)), concept]).notes
+    assert note.startswith("Regularization captions hold the trigger word 'zork' (1, e.g. that of c.png): ")
+    assert joined([Dataset(tmp_path, (plain,)), concept]).notes == ()
 
 
 def test_the_last_of_joined_datasets_decides_how_they_are_trained_and_a_note_says_so():

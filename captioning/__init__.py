@@ -2,7 +2,7 @@
 
     captioner        the Captioner protocol, and the loop over the pictures of a folder
     opening          a folder or file -> the captioner it holds; download fetches one when asked to
-    wd_tagger, chat_model, florence (florence_legacy), blip    local models, loaded by local_model, with limits in asking
+    wd_tagger, chat_model, florence (florence_legacy), blip    local models, loaded by local_model; limits in asking
     server (server_address), vision_language    a server, a connected model
     hinted, later    captioners made of others
     style, request   what they are asked

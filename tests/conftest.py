@@ -58,6 +58,7 @@ def pytest_unconfigure(config):
 
 def enter_host() -> Path:
     """A new folder that ComfyUI, once imported in this process, takes for its models, input, output, temp and user."""
+    import utils  # noqa: F401 - older nodes.py put comfy/ in front of the path, where `utils` is another module
     from comfy.cli_args import args
 
     folder = Path(tempfile.mkdtemp(prefix="lora_workbench_tests_"))

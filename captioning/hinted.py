@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .captioner import Answer, Captioner
+from .captioner import Answer, Captioner, CaptioningStopped
 from .style import HINT
 
 
 @dataclass(frozen=True)
 class Hinted:
-    """Asks the captioner with the tagger's tags in the question, or without where the tagger sees nothing."""
+    """Asks the captioner with the tagger's tags in the question, or without where the tagger sees nothing.
+
+    A captioner that heeds no question stops at once, rather than leave the hints out without a word.
+    """
 
     captioner: Captioner
     tagger: Captioner
@@ -31,7 +34,13 @@ class Hinted:
     def caption(self, images: Sequence[Image.Image], instruction: str) -> list[Answer]:
         hints = self.tagger.caption(images, "")
         questions = [f"{instruction} {HINT.format(tags=hint.text)}" if hint.text else instruction for hint in hints]
-        return [self.captioner.caption([image], asked)[0] for image, asked in zip(images, questions, strict=True)]
+        answers = [self.captioner.caption([image], asked)[0] for image, asked in zip(images, questions, strict=True)]
+        # Known only now: a model is opened with the first picture.
+        if not self.captioner.follows_instructions:
+            raise CaptioningStopped(
+                "hints are on, but this model takes no instructions: set hints to 'none', or choose a model that chats."
+            )
+        return answers
 
     def close(self) -> None:
         try:

@@ -5,9 +5,9 @@ import pytest
 READY = "() => window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 50"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium):
-    """A headless Chromium under playwright."""
+    """A headless Chromium under playwright, closed before other tests need an event loop: playwright holds one."""
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]

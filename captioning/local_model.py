@@ -52,7 +52,7 @@ def prepared(network: torch.nn.Module) -> torch.nn.Module:
     """The network set to answer, and without settings for drawing words at random, which would never be used."""
     for name in ("temperature", "top_p", "top_k"):
         setattr(network.generation_config, name, None)
-    return network.eval()
+    return network.train(False)
 
 
 def has_safetensors(folder: Path) -> bool:

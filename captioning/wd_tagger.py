@@ -125,7 +125,7 @@ class TimmNetwork:
                 config["architecture"], pretrained=False, num_classes=tags, **config.get("model_args", {})
             )
         self.module.load_state_dict(load_file(folder / WEIGHTS))
-        self.module.eval()
+        self.module.train(False)
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         weight = next(self.module.parameters())

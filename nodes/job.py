@@ -169,7 +169,7 @@ def _train(
 ) -> None:
     """Encode what is not cached, then train; every stage around `train()` is one line here."""
     dataset, config, settings = request.dataset, chosen.train, request.settings
-    resolution = dataset.largest_resolution
+    resolution = max(dataset.all_resolutions)
     cached = encode(dataset, encoder, folders.output_folder() / "lora_workbench" / "cache", progress.encoding)
     previews.encode_prompts(progress)
     progress.phase("Loading the model")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -113,19 +114,15 @@ class _SharedInput:
 
 def _groups(adapters: Iterable[Adapter], same_input: Sequence[Sequence[str]]) -> list[list[Adapter]]:
     """The adapters; those that follow one another with one name up to ends listed side by side are one group."""
-    groups: dict[object, list[Adapter]] = {}
-    last = None
-    for adapter in adapters:
-        key: object = adapter.name
+
+    def shared(adapter: Adapter) -> object:
         for ends in same_input:
             for end in ends:
                 if adapter.name.endswith(end):
-                    key = (adapter.name.removesuffix(end), tuple(ends))
-        if key != last and key in groups:
-            key = adapter.name
-        groups.setdefault(key, []).append(adapter)
-        last = key
-    return list(groups.values())
+                    return adapter.name.removesuffix(end), tuple(ends)
+        return adapter.name
+
+    return [list(group) for _, group in groupby(adapters, key=shared)]
 
 
 def _recomputed(block: nn.Module, adds_in_place: bool) -> Callable[..., object]:

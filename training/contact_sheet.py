@@ -76,7 +76,7 @@ class _Header:
         facts = [f"{len(dataset.examples) - remembered} to train on"]
         facts += [f"{remembered} for regularization"] * bool(remembered)
         facts += [f"{len(dataset.held_out)} held out"] * bool(dataset.held_out)
-        facts.append(f"resolution {', '.join(map(str, dataset.resolutions or (dataset.resolution,)))}")
+        facts.append(f"resolution {', '.join(map(str, dataset.all_resolutions))}")
         facts.append(f"trigger word “{dataset.trigger_word}”" if dataset.trigger_word else "no trigger word")
         facts += ["violet is masked, not learned"] * any(example.mask for example in pictures)
         remarks = [f"{finding.kind}: {finding.message}" for finding in diagnosis.of(None)]

@@ -69,14 +69,13 @@ class Dataset:
         return tuple(example for example in self.examples if example.role == TRAIN)
 
     @property
-    def largest_resolution(self) -> int:
-        """The largest of the resolutions trained at, which decides how much memory a step takes."""
-        return max(self.resolutions or (self.resolution,))
+    def all_resolutions(self) -> tuple[int, ...]:
+        """The resolutions trained at; the largest decides how much memory a step takes."""
+        return self.resolutions or (self.resolution,)
 
     def sizes_of(self, example: Example) -> tuple[tuple[int, int], ...]:
         """The sizes (width, height) that a picture is trained at, smallest first."""
-        resolutions = self.resolutions or (self.resolution,)
-        return sizes_for(example.width, example.height, resolutions, self.largest_enlargement)
+        return sizes_for(example.width, example.height, self.all_resolutions, self.largest_enlargement)
 
 
 def insert_trigger(caption: str, trigger: str) -> str:

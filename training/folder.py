@@ -138,7 +138,7 @@ def _check(repeats: int, role: str, weight: float, sub_folders: str, mask_source
 
 def _size_notes(dataset: Dataset) -> list[str]:
     pictures = [(e.path.name, e.width, e.height) for e in dataset.examples + dataset.held_out]
-    return size_notes(pictures, dataset.resolutions or (dataset.resolution,), dataset.largest_enlargement)
+    return size_notes(pictures, dataset.all_resolutions, dataset.largest_enlargement)
 
 
 def _names(paths: Sequence[Path]) -> str:

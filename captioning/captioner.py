@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .caption_file import read_caption
 from .caption_log import AUTOMATIC, MISSING, REVIEWED, YOURS
@@ -96,7 +96,7 @@ def caption_folder(
     mode: str = ONLY_MISSING,
     *,
     request: Callable[[Path], Request] = lambda path: Request(),
-    open_image: Callable[[Path], Image.Image] | None = None,
+    open_image: Callable[[Path], Image.Image],
 ) -> Iterator[Report]:
     """Caption the images, yielding a report after each; stopping early keeps what is written.
 
@@ -109,7 +109,7 @@ def caption_folder(
     waiting: list[tuple[Path, Request]] = []
     try:
         with CaptionStore() as store:
-            work = _Work(captioner, mode, store, open_image or open_upright)
+            work = _Work(captioner, mode, store, open_image)
             for path in paths:
                 wanted = request(path)
                 if done := work.settled(path, wanted):
@@ -193,19 +193,6 @@ def _no_caption(said: str) -> str:
     if not said.strip():
         return "the captioner had nothing to say about it"
     return f"nothing is left of what the captioner said: {' '.join(said.split())[:80]}"
-
-
-def open_upright(path: Path) -> Image.Image:
-    """The picture upright, in RGB, transparency on white; raises ValueError when it cannot be read."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-                return image.convert("RGB")
-            image = image.convert("RGBA")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture cannot be read ({_first_line(error)})") from error
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _failed(path: Path, error: BaseException | str) -> Report:

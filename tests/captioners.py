@@ -1,6 +1,13 @@
 """Captioners that look at pictures without a model."""
 
+from functools import partial
+
+from lora_workbench.captioning import captioner
 from lora_workbench.captioning.captioner import Answer
+from lora_workbench.training.images import open_image
+
+caption_folder = partial(captioner.caption_folder, open_image=open_image)
+"""As the node calls it."""
 
 
 class Sizes:

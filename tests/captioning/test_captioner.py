@@ -1,5 +1,5 @@
 import pytest
-from captioners import Sizes, Telling
+from captioners import Sizes, Telling, caption_folder
 from PIL import Image
 
 from lora_workbench.captioning.caption_file import read_caption
@@ -9,7 +9,6 @@ from lora_workbench.captioning.captioner import (
     CaptioningStopped,
     Report,
     Told,
-    caption_folder,
     summary,
 )
 from lora_workbench.captioning.finish import Finish
@@ -50,7 +49,7 @@ def test_a_second_run_does_nothing(pictures):
 def test_one_bad_picture_is_named_and_the_rest_goes_on(pictures):
     pictures[0].write_bytes(b"not a picture")
     reports = list(caption_folder(pictures, Sizes()))
-    assert summary(reports).startswith("2 written, 0 kept (yours), 1 failed: a.png: the picture cannot be read")
+    assert summary(reports).startswith("2 written, 0 kept (yours), 1 failed: a.png: cannot be read as a picture")
     assert not pictures[0].with_suffix(".txt").exists()
 
 

@@ -1,10 +1,10 @@
 """A captioner that is opened when it is needed."""
 
 import pytest
-from captioners import Sizes
+from captioners import Sizes, caption_folder
 from PIL import Image
 
-from lora_workbench.captioning.captioner import CaptioningStopped, caption_folder, summary
+from lora_workbench.captioning.captioner import CaptioningStopped, summary
 from lora_workbench.captioning.later import Later
 
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from captioners import caption_folder
 from PIL import Image
 
-from lora_workbench.captioning.captioner import CaptioningStopped, caption_folder, summary
+from lora_workbench.captioning.captioner import CaptioningStopped, summary
 from lora_workbench.captioning.server import LONGEST_WAIT, TRIES, ServerCaptioner
 from lora_workbench.captioning.server_address import OWN_KEY_PREFIX, parse_address, read_key
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from .families import ATTENTION_AND_FEED_FORWARD, LAYER_PRESETS
 from .schedule import CONSTANT, SCHEDULES
+
+LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
+KINDS = (LORA, DORA, LOHA, LOKR, OFT)
+L2, HUBER, SMOOTH_L1 = "l2", "huber", "smooth l1"
+LOSSES = (L2, HUBER, SMOOTH_L1)
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
+AUTOMATIC = "automatic"
+UNIFORM, LOGIT_NORMAL, SHIFT, RESOLUTION_SHIFT = "uniform", "logit-normal", "shift", "resolution shift"
+CONTENT, STYLE = "content", "style"
+TIMESTEPS = (AUTOMATIC, UNIFORM, LOGIT_NORMAL, SHIFT, RESOLUTION_SHIFT, CONTENT, STYLE)
+OPTIMIZERS = ("adamw", "adamw 8-bit", "adafactor", "prodigy", "lion", "schedule-free")
 
 
 @dataclass(frozen=True)
@@ -15,16 +26,105 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 0.0
     layers: str = ATTENTION_AND_FEED_FORWARD
+    kind: str = LORA
+    rank_stabilized: bool = False
+    """The scale is alpha / sqrt(rank) (Kalajdzievski 2023); files say it as an alpha that every loader reads right."""
+    conv_rank: int = 0
+    """The rank of adapters on 3 x 3 convolutions; 0 leaves them alone."""
+    include: str = ""
+    """A pattern per line: layers that are adapted beside those of `layers`."""
+    exclude: str = ""
+    """A pattern per line: layers that are not adapted."""
+    ranks: str = ""
+    """`pattern = rank` per line, the last that matches a layer wins; 0 leaves the layer alone."""
+    dropout: float = 0.0
+    max_norm: float = 0.0
+    """The largest Frobenius norm a layer's change may have; 0 sets no limit."""
 
     def __post_init__(self) -> None:
         _within("rank", self.rank, 1, 1024)
         _within("alpha", self.alpha, 0, 1024)
         one_of("layers", self.layers, LAYER_PRESETS)
+        one_of("kind", self.kind, KINDS)
+        _within("conv_rank", self.conv_rank, 0, 1024)
+        _within("dropout", self.dropout, 0, 0.95)
+        _within("max_norm", self.max_norm, 0, 1e6)
 
     @property
     def scale(self) -> float:
         """alpha / rank, the factor on every adapter (Hu et al. 2021, section 4.1)."""
         return (self.alpha or self.rank) / self.rank
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the network is asked, and how its answer is judged (docs of each term in timesteps.py and losses.py)."""
+
+    loss: str = L2
+    huber_c: float = 0.1
+    huber_schedule: str = "snr"
+    min_snr_gamma: float = 0.0
+    debiased: bool = False
+    noise_offset: float = 0.0
+    multires_iterations: int = 0
+    multires_discount: float = 0.3
+    input_perturbation: float = 0.0
+    timesteps: str = AUTOMATIC
+    timestep_shift: float = 3.0
+    """Of timesteps "shift"."""
+    timestep_mean: float = 0.0
+    timestep_std: float = 1.0
+    """Of timesteps "logit-normal"."""
+    timestep_low: float = 0.0
+    timestep_high: float = 1.0
+    """The range that is trained, as fractions of the schedule from clean to noise."""
+    stratify: int = 0
+    """How many noise levels in a row are spread evenly over the distribution; 0 draws each on its own."""
+    mask_floor: float = 0.1
+    """What counts outside a mask, where pictures have one."""
+    preservation: float = 0.0
+    """The weight of answering as the base model does when the trigger word is replaced by the class word."""
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, LOSSES)
+        one_of("huber_schedule", self.huber_schedule, HUBER_SCHEDULES)
+        one_of("timesteps", self.timesteps, TIMESTEPS)
+        _within("huber_c", self.huber_c, 1e-4, 10)
+        _within("min_snr_gamma", self.min_snr_gamma, 0, 100)
+        _within("noise_offset", self.noise_offset, 0, 1)
+        _within("multires_iterations", self.multires_iterations, 0, 16)
+        _within("multires_discount", self.multires_discount, 0, 1)
+        _within("input_perturbation", self.input_perturbation, 0, 1)
+        _within("timestep_shift", self.timestep_shift, 0.01, 100)
+        _within("timestep_std", self.timestep_std, 0.01, 10)
+        _within("timestep_mean", self.timestep_mean, -10, 10)
+        _within("timestep_low", self.timestep_low, 0, 1)
+        _within("timestep_high", self.timestep_high, 0, 1)
+        if self.timestep_low >= self.timestep_high:
+            raise ValueError(
+                f"timestep_low is {self.timestep_low}, but must be below timestep_high, {self.timestep_high}."
+            )
+        _within("stratify", self.stratify, 0, 10_000)
+        _within("mask_floor", self.mask_floor, 0, 1)
+        _within("preservation", self.preservation, 0, 100)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What is trained in the text encoders. Rates are factors on the learning rate; 0 leaves that part alone."""
+
+    encoder_rate: float = 0.0
+    encoder_stop: float = 1.0
+    """The fraction of the run after which the text encoders' adapters stay as they are."""
+    new_tokens: int = 0
+    """Token embeddings trained in place of the trigger word (pivotal tuning)."""
+    token_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _within("encoder_rate", self.encoder_rate, 0, 10)
+        _within("encoder_stop", self.encoder_stop, 0, 1)
+        _within("new_tokens", self.new_tokens, 0, 32)
+        _within("token_rate", self.token_rate, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -36,10 +136,22 @@ class TrainConfig:
     batch_size: int = 1
     accumulation: int = 1
     schedule: str = CONSTANT
-    warmup: int = 0
+    warmup: float = 0
+    """Steps, or below 1 a fraction of all steps."""
+    restarts: int = 1
+    """Of schedule "cosine with restarts": how many cosines."""
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    lora_plus: float = 1.0
+    """The factor on the learning rate of the up factors (Hayou et al. 2024)."""
+    rates: str = ""
+    """`pattern = factor` per line on the learning rate of layers, the last that matches wins."""
+    ema: float = 0.0
+    """The decay of the averaged copy of the adapters; 0 keeps none."""
     seed: int = 0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
         _within("steps", self.steps, 1, 1_000_000)
@@ -47,9 +159,13 @@ class TrainConfig:
         _within("batch_size", self.batch_size, 1, 256)
         _within("accumulation", self.accumulation, 1, 1024)
         _within("warmup", self.warmup, 0, 1_000_000)
+        _within("restarts", self.restarts, 1, 1000)
         _within("weight_decay", self.weight_decay, 0, 10.0)
         _within("clip_norm", self.clip_norm, 0, 1000.0)
+        _within("lora_plus", self.lora_plus, 0.01, 1000)
+        _within("ema", self.ema, 0, 0.99999)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
 
     def identity(self) -> dict[str, object]:
         """All that decides the weights at a given step: everything but how many steps there are.

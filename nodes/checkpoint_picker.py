@@ -11,7 +11,7 @@ from ..training import picking
 from ..training.figures import labelled_grid
 from ..training.run import Checkpoint, Checkpoints, Validation
 from .host import loras
-from .host.model import family_of
+from .host.architecture import family_of
 from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings, encode_prompt, sample_picture
 from .pictures import to_image, to_picture

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..training.images import open_image
 from .class_pictures import ClassPictures
 from .host import folders
-from .host.model import family_of
+from .host.architecture import family_of
 from .host.progress import Progress
 from .host.sampling import PREVIEW_STEPS, SamplerSettings, sampler_names, scheduler_names
 from .pictures import to_image

@@ -19,7 +19,7 @@ from PIL import Image
 
 import nodes
 from lora_workbench.nodes.checkpoint_picker import LoraWorkbenchCheckpointPicker
-from lora_workbench.nodes.host.model import family_of
+from lora_workbench.nodes.host.architecture import family_of
 from lora_workbench.nodes.host.sampling import PREVIEW_STEPS
 from lora_workbench.nodes.trainer import CONTINUE, LoraWorkbenchTrainer
 from lora_workbench.training.dataset import Dataset

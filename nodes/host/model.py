@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-import comfy.model_base
 import comfy.model_management as mm
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...training.attach import Attachment
+from ...training.batches import Batch
 from ...training.config import LoraConfig
-from ...training.families import FAMILIES, Family
 from ...training.frozen import is_linear
 from ...training.lora import Adapters
-from ...training.noise import EPS, FLOW, V
+from ...training.noise import FLOW
+from .architecture import family_of
+from .conditions import cast, conditions_of
 from .identity import identity_of
+from .prediction import prediction_of
+from .weights import CastWeights
 
 HALF_PRECISION_LOSS_SCALE = 1024.0
 _GIB = 1024**3
-
-
-class CastWeights:
-    """Weights read through ComfyUI's own casting, so streamed, paged, patched and quantised layers all work."""
-
-    def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
-        comfy.ops.run_every_op()
-        weight = layer.weight
-        if _is_ready(layer, weight, like):
-            return weight, layer.bias, None
-        return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-
-    def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
-        if ticket is not None:
-            comfy.ops.uncast_bias_weight(layer, weight, bias, ticket)
-
-
-def _is_ready(layer: nn.Module, weight: Tensor, like: Tensor) -> bool:
-    """Whether the weight can be multiplied with as it is: nothing to move, cast, page in, dequantise or patch."""
-    if weight.dtype != like.dtype or weight.device != like.device:
-        return False
-    state = layer.__dict__
-    return not (
-        "_v" in state or state.get("weight_function") or state.get("bias_function") or type(weight) is not nn.Parameter
-    )
-
-
-def family_of(model) -> Family:
-    """The family of a MODEL; ValueError saying why when it cannot be trained."""
-    base = model.model
-    kind = type(base)
-    name = {comfy.model_base.SDXL: "sdxl", comfy.model_base.Flux: "flux"}.get(kind)
-    if name is None:
-        supported = " or ".join(family.title for family in FAMILIES.values())
-        raise ValueError(f"This MODEL is a {kind.__name__}, which cannot be trained yet: load an {supported} model.")
-    if base.concat_keys or _extra_channels(base):
-        raise ValueError(
-            f"This {FAMILIES[name].title} MODEL is an inpainting or control variant, which takes a second picture: "
-            "load the plain model to train on."
-        )
-    return FAMILIES[name]
-
-
-def _extra_channels(base) -> bool:
-    config = base.model_config.unet_config
-    return config["in_channels"] != config["out_channels"]
-
-
-def prediction_of(model) -> str:
-    """ "eps", "v" or "flow", read from how the MODEL samples (and from what is patched onto it)."""
-    from comfy.model_sampling import CONST
-    from comfy.model_sampling import EPS as Epsilon
-    from comfy.model_sampling import V_PREDICTION as Velocity
-
-    # Many kinds inherit from these three and then mean something else; what the answer means is in one method.
-    meaning = type(model.get_model_object("model_sampling")).calculate_denoised
-    known = {Epsilon.calculate_denoised: EPS, Velocity.calculate_denoised: V, CONST.calculate_denoised: FLOW}
-    if meaning not in known:
-        raise ValueError(
-            f"This MODEL samples as {meaning.__qualname__.split('.')[0]}, an objective that cannot be trained: "
-            "remove the node that changes its sampling."
-        )
-    return known[meaning]
 
 
 class LoadedModel:
@@ -104,8 +43,12 @@ class LoadedModel:
         self.loss_scale = HALF_PRECISION_LOSS_SCALE if self.dtype == torch.float16 else 1.0
         sampling = model.get_model_object("model_sampling")
         self.sigmas = None if self.prediction == FLOW else sampling.sigmas.detach().float().cpu().clone()
-        self._attachment: Attachment | None = None
         self.identity = identity_of(model)
+        self.parts = 1
+        """In how many parts a batch goes through the network."""
+        self._attachment: Attachment | None = None
+        self._attached = ExitStack()
+        self._adapting = False
 
     @property
     def context_width(self) -> int | None:
@@ -163,17 +106,36 @@ class LoadedModel:
     @contextmanager
     def adapted(self) -> Iterator[None]:
         """Autograd on, ComfyUI in training, adapters attached; all undone on any exit."""
-        if self.patcher.model.current_weight_patches_uuid != self.patcher.patches_uuid:
-            # Another node, or a preview, has put something else onto the shared weights.
-            self.load()
-        was_training = mm.in_training
-        with torch.inference_mode(False), torch.enable_grad(), self._attachment.attached():
-            # Without this ComfyUI picks kernels that have no backward.
-            mm.in_training = True
+        self._ensure_loaded()
+        with torch.inference_mode(False), torch.enable_grad(), _in_training(), self._attached:
+            self._attached.enter_context(self._attachment.attached())
+            self._adapting = True
             try:
                 yield
             finally:
-                mm.in_training = was_training
+                self._adapting = False
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The network without its adapters and without autograd, also in the middle of an `adapted()` block."""
+        self._ensure_loaded()
+        self._attached.close()
+        try:
+            # In training as well, so that both answers come from the same kernels and differ by the adapters alone.
+            with torch.inference_mode(False), torch.no_grad(), _in_training():
+                yield
+        finally:
+            if self._adapting:
+                self._attached.enter_context(self._attachment.attached())
+
+    def text_of(self, batch: Batch) -> Sequence[dict[str, Tensor]]:
+        """The encoded captions of a batch."""
+        return batch.text
+
+    def _ensure_loaded(self) -> None:
+        """Another node, or a preview, may have put something else onto the shared weights."""
+        if self.patcher.model.current_weight_patches_uuid != self.patcher.patches_uuid:
+            self.load()
 
     def __call__(
         self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
@@ -196,9 +158,9 @@ class LoadedModel:
     ) -> Tensor:
         base = self.patcher.model
         sampling = self.patcher.get_model_object("model_sampling")
-        conditions = self._conditions(noisy, text, size)
+        conditions = conditions_of(base, noisy, text, size, self.family.guidance)
         context = conditions.pop("c_crossattn").to(device=noisy.device, dtype=self.dtype)
-        extra = {k: comfy.model_base.convert_tensor(v, self.dtype, noisy.device) for k, v in conditions.items()}
+        extra = {name: cast(value, self.dtype, noisy.device) for name, value in conditions.items()}
         options = {**self.patcher.model_options.get("transformer_options", {}), "optimized_attention_override": _sdpa}
         return base.diffusion_model(
             sampling.calculate_input(sigma, noisy).to(self.dtype),
@@ -209,27 +171,16 @@ class LoadedModel:
             **extra,
         ).float()
 
-    def _conditions(self, noisy: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
-        """What ComfyUI feeds the network beside the picture, made for each sample on its own and then stacked.
 
-        Sizes are the bucket's with no crop, which is what ComfyUI feeds at inference when nothing else is said.
-        """
-        width, height = size
-        extra = {} if self.family.guidance is None else {"guidance": self.family.guidance}
-        samples = []
-        for entry in text:
-            conditions = self.patcher.model.extra_conds(
-                **{name: tensor[None].to(self.device) for name, tensor in entry.items()},
-                noise=noisy[:1],
-                latent_image=noisy[:1],
-                device=self.device,
-                prompt_type="positive",
-                width=width,
-                height=height,
-                **extra,
-            )
-            samples.append({k: v.process_cond(batch_size=1, area=None).cond for k, v in conditions.items()})
-        return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Without this ComfyUI picks kernels that have no backward."""
+    was_training = mm.in_training
+    mm.in_training = True
+    try:
+        yield
+    finally:
+        mm.in_training = was_training
 
 
 def _sdpa(_chosen, *args, **kwargs) -> Tensor:

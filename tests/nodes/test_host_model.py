@@ -14,7 +14,9 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from lora_workbench.nodes.host import loras
-from lora_workbench.nodes.host.model import LoadedModel, family_of, prediction_of
+from lora_workbench.nodes.host.architecture import family_of
+from lora_workbench.nodes.host.model import LoadedModel
+from lora_workbench.nodes.host.prediction import prediction_of
 from lora_workbench.nodes.host.sampling import SamplerSettings, encode_prompt, sample_picture
 from lora_workbench.training import frozen
 from lora_workbench.training.config import LoraConfig, TrainConfig
@@ -205,6 +207,48 @@ def test_in_half_precision_the_gradients_point_the_same_way_and_adapters_stay_fl
     for name, exact in expected.items():
         assert gradients[name].dtype == torch.float32
         assert torch.cosine_similarity(gradients[name].flatten(), exact.flatten(), 0) > 0.9, name
+
+
+# The base
+
+
+@every_kind
+@with_and_without_checkpointing
+def test_the_base_model_can_be_asked_in_the_middle_of_a_step_and_the_gradients_stay_the_same(kind, checkpointing):
+    entries, noisy, sigma = [hosttoys.caption(kind)] * 2, hosttoys.latents(kind), hosttoys.levels(kind)
+    patcher = hosttoys.model(kind)
+
+    def step(asked):
+        denoiser = hosttoys.loaded(patcher)
+        adapters = hosttoys.attach(denoiser, checkpointing=checkpointing)
+        base = None
+        with denoiser.adapted():
+            loss = denoiser(noisy, sigma, entries, hosttoys.SIZE).square().mean()
+            if asked:
+                with denoiser.base():
+                    assert not torch.is_grad_enabled() and mm.in_training
+                    base = denoiser(noisy, sigma, entries, hosttoys.SIZE)
+                assert torch.is_grad_enabled() and mm.in_training
+            loss.backward()
+        return [tensor.grad.clone() for tensor in adapters.parameters()], base
+
+    (plain, _), (asked, base) = step(False), step(True)
+    assert all(map(torch.equal, plain, asked))
+    assert not base.is_inference() and not base.requires_grad
+    alone = hosttoys.loaded(patcher)
+    hosttoys.attach(alone, active=False, checkpointing=checkpointing)
+    with alone.adapted(), torch.no_grad():
+        torch.testing.assert_close(base, alone(noisy, sigma, entries, hosttoys.SIZE), rtol=1e-5, atol=1e-5)
+    before = hosttoys.digest(patcher.model.state_dict())
+    with alone.base():
+        assert torch.equal(alone(noisy, sigma, entries, hosttoys.SIZE), base)
+    assert hosttoys.digest(patcher.model.state_dict()) == before
+    assert not any("forward" in module.__dict__ for module in alone.network.modules()) and not mm.in_training
+
+
+def test_the_text_of_a_batch_is_what_was_encoded_and_a_batch_goes_through_whole():
+    denoiser, batch = hosttoys.loaded(hosttoys.model("flux")), hosttoys.Batches("flux")[0]
+    assert denoiser.text_of(batch) is batch.text and denoiser.parts == 1
 
 
 # Captions

@@ -11,7 +11,7 @@ from PIL import Image
 
 import nodes
 from lora_workbench.nodes import class_pictures
-from lora_workbench.nodes.host.model import family_of
+from lora_workbench.nodes.host.architecture import family_of
 from lora_workbench.nodes.host.sampling import sample_picture
 from lora_workbench.nodes.regularization_images import LoraWorkbenchRegularizationImages
 from lora_workbench.training.dataset import REGULARIZATION, joined

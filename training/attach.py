@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .frozen import Adapted, AdaptedLinears, Weights, forward_of
 from .lora import Adapter, Adapters
+from .memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK
 
 Overrides = list[tuple[dict[str, object], Callable[..., object]]]
 
@@ -31,20 +32,22 @@ class Attachment:
         weights: Weights,
         *,
         blocks: Sequence[str] = (),
+        recompute: str = EVERY_BLOCK,
         adds_in_place: bool = False,
         same_input: Sequence[Sequence[str]] = (),
     ) -> None:
-        """`blocks` names the classes whose instances are recomputed in backward; empty keeps every activation.
+        """`blocks` names the classes whose instances are recomputed in backward, as many of them as `recompute` says.
 
         `same_input` names layers, by the ends of their names, that are called in turn with one input.
         """
         self._shared = [_SharedInput(group, adapters, weights) for group in _groups(adapters, same_input)]
         adapted = {id(adapter.layer): shared.forward_of(adapter) for shared in self._shared for adapter in shared.group}
         self._overrides: Overrides = []
+        again = _chosen_blocks(network, blocks, recompute)
         for module in network.modules():
             if (forward := adapted.get(id(module))) is not None:
                 pass
-            elif type(module).__name__ in blocks:
+            elif id(module) in again:
                 forward = _recomputed(module, adds_in_place)
             else:
                 forward = forward_of(module, weights, copy_norm_input=adds_in_place)
@@ -123,6 +126,13 @@ def _groups(adapters: Iterable[Adapter], same_input: Sequence[Sequence[str]]) ->
         return adapter.name
 
     return [list(group) for _, group in groupby(adapters, key=shared)]
+
+
+def _chosen_blocks(network: nn.Module, classes: Sequence[str], recompute: str) -> set[int]:
+    """The ids of the blocks that are recomputed; every second one is so within each class, since classes differ."""
+    among = {name: [id(module) for module in network.modules() if type(module).__name__ == name] for name in classes}
+    every = {NO_BLOCK: 0, EVERY_SECOND_BLOCK: 2, EVERY_BLOCK: 1}[recompute]
+    return {number for numbers in among.values() for number in (numbers[::every] if every else ())}
 
 
 def _recomputed(block: nn.Module, adds_in_place: bool) -> Callable[..., object]:

@@ -12,6 +12,7 @@ from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.lora import Adapters
+from lora_workbench.training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK
 
 both_blocks = pytest.mark.parametrize("block", [Block, BlockInPlace])
 
@@ -80,6 +81,39 @@ def test_inside_the_network_computes_with_its_adapters_and_outside_as_before(blo
     torch.testing.assert_close(inside, fused(network, adapters)(*question()), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(inside, before, atol=1e-2)
     assert torch.equal(network(*question()), before)
+
+
+def gradients(block, recompute):
+    """The gradients of one question, how many blocks ran twice for them, and the answer."""
+    network = Network(block)
+    adapters, runs = adapters_of(network), [0]
+
+    def counted(*_):
+        runs[0] += 1
+
+    for part in network.blocks:
+        part.text_norm.register_forward_hook(counted)
+    in_place = issubclass(block, BlockInPlace)
+    attachment = Attachment(
+        network,
+        adapters,
+        ResidentWeights(),
+        blocks=("Block", "BlockInPlace"),
+        recompute=recompute,
+        adds_in_place=in_place,
+    )
+    with attachment.attached():
+        network(*question()).square().sum().backward()
+    return adapters.values.grad.clone(), runs[0] - len(network.blocks)
+
+
+@both_blocks
+@pytest.mark.parametrize(("recompute", "again"), [(NO_BLOCK, 0), (EVERY_SECOND_BLOCK, 1), (EVERY_BLOCK, 2)])
+def test_as_many_blocks_are_recomputed_as_asked_for_and_the_gradients_stay_what_they_are(block, recompute, again):
+    expected, _ = gradients(block, NO_BLOCK)
+    found, twice = gradients(block, recompute)
+    assert twice == again
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @both_blocks

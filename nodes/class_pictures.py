@@ -10,7 +10,7 @@ from pathlib import Path
 from ..captioning.caption_file import read_caption, write_caption
 from ..training.dataset import REGULARIZATION, Dataset
 from ..training.folder import scan
-from ..training.lora_file import write_atomically
+from ..training.whole_file import write_atomically
 from .host import folders
 from .host.identity import identity_of
 from .host.progress import Progress, throw_if_cancelled

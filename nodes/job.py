@@ -17,6 +17,7 @@ from ..training import lora_file
 from ..training.batches import Batch, Batches, load
 from ..training.cache import CachedDataset, encode, encodings, fingerprint
 from ..training.dataset import Dataset
+from ..training.description import description
 from ..training.loop import Snapshot, Step, train
 from ..training.lora import Adapters
 from ..training.presets import AUTOMATIC, ON, ExpertSettings, Plan, plan
@@ -220,7 +221,7 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
     dataset = request.dataset
 
     def write(path: Path, snapshot: Snapshot) -> None:
-        entries = lora_file.metadata(
+        entries = description(
             title=request.name.strip(),
             family=denoiser.family,
             prediction=denoiser.prediction,

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..training.figures import labelled_grid
-from ..training.lora_file import write_atomically
 from ..training.run import Checkpoint, TrainingRun
+from ..training.whole_file import write_atomically
 from .host import loras
 from .host.model import LoadedModel
 from .host.progress import Progress, throw_if_cancelled

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .loop import Snapshot, Step
-from .lora_file import write_atomically
+from .whole_file import write_atomically
 
 LONGEST_NAME = 100
 """Bytes."""

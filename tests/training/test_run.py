@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from toys import Batches, Denoiser, equal
 
-from lora_workbench.training import lora_file
+from lora_workbench.training import lora_file, whole_file
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.loop import Snapshot, Step, train
 from lora_workbench.training.run import Checkpoint, TrainingRun, recorded, safe_name
@@ -250,7 +250,7 @@ def test_when_the_disk_fails_the_old_state_and_record_stay_whole(folders, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lora_file.os, "replace", full)
+    monkeypatch.setattr(whole_file.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         run.save(snapshot(20), write_lora, 0.2)
     monkeypatch.undo()

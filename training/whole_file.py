@@ -1,0 +1,120 @@
+"""Files that are whole or not there, whatever happens while they are written: an error, a kill, a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+WRITING = ".writing-"
+"""What the name of a file begins with until it is whole."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A temporary file beside the target, on the disk before it is renamed: nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files only their owner can read; a LoRA is as readable as any other file in its folder.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _settle(path.parent)
+
+
+def write_keeping(path: Path, data: bytes, previous: Path) -> None:
+    """Write `path` anew and keep what it held as `previous`; at any moment at least one of the two is whole."""
+    if path.is_file():
+        beside = previous.with_name(f"{WRITING}{previous.name}")
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(path, beside)
+            os.replace(beside, previous)
+        except OSError:  # a file system without hard links
+            write_atomically(previous, path.read_bytes())
+    write_atomically(path, data)
+
+
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Delete what a killed process was writing; only for folders that nobody else writes to."""
+    for folder in folders:
+        for path in folder.glob(f"{WRITING}*"):
+            with suppress(OSError):
+                path.unlink()
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
+    """A safetensors file with its metadata in order: the library's own order changes from one process to the next."""
+    header, payload = _parts(safetensors.torch.save(dict(tensors)))
+    return _joined(header, payload, entries)
+
+
+def with_entries(data: bytes, entries: Mapping[str, str]) -> bytes:
+    """The same safetensors file with other metadata; the tensors stay as they are, byte for byte."""
+    header, payload = _parts(data)
+    return _joined(header, payload, entries)
+
+
+def payload_of(data: bytes) -> memoryview:
+    """The tensors of a safetensors file, without its header."""
+    return _parts(data)[1]
+
+
+def checksummed(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
+    """A safetensors file that says in its metadata what the checksum of its tensors is."""
+    data = safetensors.torch.save(dict(tensors))
+    header, payload = _parts(data)
+    return _joined(header, payload, {**entries, "crc32": str(zlib.crc32(payload))})
+
+
+def read_checksummed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; ValueError saying what is wrong with a file that is not what was written."""
+    try:
+        data = path.read_bytes()
+        header, payload = _parts(data)
+        entries = header["__metadata__"]
+        if int(entries["crc32"]) != zlib.crc32(payload):
+            raise ValueError("its checksum differs")
+        return safetensors.torch.load(data), entries
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _parts(data: bytes) -> tuple[dict, memoryview]:
+    """Header and payload: eight bytes of header length, the header as JSON, the tensors."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:start]), memoryview(data)[start:]
+
+
+def _joined(header: dict, payload: memoryview, entries: Mapping[str, str]) -> bytes:
+    header = {name: value for name, value in header.items() if name != "__metadata__"}
+    header["__metadata__"] = dict(sorted(entries.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, payload))
+
+
+def _settle(folder: Path) -> None:
+    """Bring a rename to the disk too, where the system lets a folder be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

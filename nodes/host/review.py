@@ -8,20 +8,18 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from ...training.listing import KOHYA, SUB_FOLDERS
 from .folders import dataset_folder
+from .requests import Refusal, json_body, refuse_other_sites
 from .review_session import CaptionChanged, NotInDataset, Session
 from .tokens import counter
 
 ADDRESS = "/lora_workbench/review"
-LARGEST_BODY = 256 * 1024
 LONGEST_TEXT = 20_000  # characters of a caption
 MOST_FOLDERS = 32  # open at a time; the one opened longest ago is closed for another
 SIDES = {"small": 320, "large": 1280}
@@ -29,14 +27,6 @@ SIDES = {"small": 320, "large": 1280}
 _sessions: OrderedDict[str, Session] = OrderedDict()
 # Two, so that decoding large pictures neither holds up ComfyUI's own pool nor fills the memory.
 _workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="caption-review")
-
-
-class Refusal(Exception):
-    """A request that is not answered: the HTTP status, and why in one sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def register(routes: web.RouteTableDef) -> None:
@@ -59,7 +49,7 @@ def _answering(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            _refuse_other_sites(request)
+            refuse_other_sites(request, "Captions can be reviewed")
             return await handler(request)
         except Refusal as refusal:
             return web.json_response({"error": str(refusal)}, status=refusal.status)
@@ -71,43 +61,6 @@ def _answering(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
             return web.json_response({"error": str(error)}, status=400)
 
     return answer
-
-
-def _refuse_other_sites(request: web.Request) -> None:
-    """Refuse what a page of another site, port or sandbox asks for. A program that sends neither header may ask."""
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, request.host)):
-        raise Refusal(403, "Captions can be reviewed from ComfyUI's own page only.")
-
-
-def _is_own(origin: str, host: str) -> bool:
-    """Whether an Origin header names the host and port that the request went to."""
-    try:
-        asked, own = urlsplit(origin), urlsplit(f"//{host}")
-        usual = {"http": 80, "https": 443}.get(asked.scheme)
-        return bool(asked.hostname) and (asked.hostname, asked.port or usual) == (own.hostname, own.port or usual)
-    except ValueError:
-        return False
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object in a request, read no further than LARGEST_BODY."""
-    if request.content_type != "application/json":
-        raise Refusal(415, "The request must be JSON.")
-    if (request.content_length or 0) > LARGEST_BODY:
-        raise Refusal(413, f"The request is larger than {LARGEST_BODY // 1024} KB.")
-    data = bytearray()
-    async for chunk in request.content.iter_any():
-        data += chunk
-        if len(data) > LARGEST_BODY:
-            raise Refusal(413, f"The request is larger than {LARGEST_BODY // 1024} KB.")
-    try:
-        body = loads(data)
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise Refusal(400, "The request is not JSON.") from None
-    if not isinstance(body, dict):
-        raise Refusal(400, "The request must be a JSON object.")
-    return body
 
 
 def _text(values: Any, name: str) -> str:
@@ -129,7 +82,7 @@ async def _off_the_loop(work: Callable, *values) -> Any:
 
 
 async def _open(request: web.Request) -> web.Response:
-    body = await _body(request)
+    body = await json_body(request)
     typed = _text(body, "folder")
     if not typed.strip():
         raise Refusal(400, "No folder is given: type one into LoRA Dataset Loader.")
@@ -169,19 +122,19 @@ async def _read(request: web.Request) -> web.Response:
 
 
 async def _save(request: web.Request) -> web.Response:
-    session, body = _session(request), await _body(request)
+    session, body = _session(request), await json_body(request)
     values = (_text(body, "name"), _text(body, "caption"), _text(body, "seen"), body.get("reviewed") is True)
     return web.json_response(await _off_the_loop(session.save, *values))
 
 
 async def _tokens(request: web.Request) -> web.Response:
-    session, body = _session(request), await _body(request)
+    session, body = _session(request), await json_body(request)
     tokens = await _off_the_loop(session.tokens, _text(body, "name"), _text(body, "caption"))
     return web.json_response({"tokens": tokens})
 
 
 async def _replace(request: web.Request) -> web.Response:
-    session, body = _session(request), await _body(request)
+    session, body = _session(request), await json_body(request)
     texts = (_text(body, "find"), _text(body, "replacement"))
     how = {name: body.get(name) is True for name in ("whole_words", "match_case")}
     work = partial(session.replace, *texts, preview=body.get("preview") is not False, **how)
@@ -190,5 +143,5 @@ async def _replace(request: web.Request) -> web.Response:
 
 async def _undo(request: web.Request) -> web.Response:
     session = _session(request)
-    await _body(request)
+    await json_body(request)
     return web.json_response(await _off_the_loop(session.undo))

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 from lora_workbench.captioning.sidecar import CaptionStore
-from lora_workbench.nodes.host import review
+from lora_workbench.nodes.host import requests, review
 
 pytestmark = pytest.mark.comfy
 
@@ -407,7 +407,7 @@ def test_symlinks_that_stay_inside_are_read(opened, folder):
 
 
 def test_oversized_bodies_are_refused_whether_they_announce_their_size_or_not(opened, folder):
-    large = json.dumps({"name": "a.png", "caption": "x" * review.LARGEST_BODY, "seen": ""}).encode()
+    large = json.dumps({"name": "a.png", "caption": "x" * requests.LARGEST_BODY, "seen": ""}).encode()
 
     async def chunks():
         for start in range(0, len(large), 65536):

@@ -77,6 +77,7 @@ class Denoiser:
     """A Denoiser of the training loop over a toy network."""
 
     loss_scale = 1.0
+    parts = 1
     device = torch.device("cpu")
 
     def __init__(
@@ -101,6 +102,20 @@ class Denoiser:
     def adapted(self):
         with torch.enable_grad(), self.attachment.attached():
             yield
+
+    @contextmanager
+    def base(self):
+        adapted = [module.__dict__.pop("forward", None) for module in self.network.modules()]
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, forward in zip(self.network.modules(), adapted, strict=True):
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+
+    def text_of(self, batch: Batch) -> Sequence[dict[str, Tensor]]:
+        return batch.text
 
     def __call__(
         self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]

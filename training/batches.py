@@ -22,7 +22,9 @@ class Batch:
     """Examples of one size: latents (B, C, h, w) in float32 on the CPU, and each example's own text.
 
     `weights` (B,) are factors on the loss of each example, all 1 unless given. `masks` (B, 1, h, w) say from 0 to 1
-    what of each example counts; None when all of it does.
+    what of each example counts; None when all of it does. `captions` are the texts as drawn. `class_captions` and
+    `class_text` are the same with class words for the trigger word, "" and None for examples that have no such text;
+    `class_text` is None when the dataset was encoded without.
     """
 
     latents: Tensor
@@ -31,10 +33,36 @@ class Batch:
     names: tuple[str, ...]
     weights: Tensor | None = None
     masks: Tensor | None = None
+    captions: tuple[str, ...] = ()
+    class_captions: tuple[str, ...] = ()
+    class_text: tuple[dict[str, Tensor] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.weights is None:
             object.__setattr__(self, "weights", torch.ones(len(self.latents)))
+
+    def at(self, places: Sequence[int]) -> "Batch":
+        """The examples at some places only, in that order."""
+        chosen = list(places)
+
+        def some(values: tuple | None) -> tuple | None:
+            return tuple(values[place] for place in chosen) if values else values
+
+        return replace(
+            self,
+            latents=self.latents[chosen],
+            text=some(self.text),
+            names=some(self.names),
+            weights=self.weights[chosen],
+            masks=None if self.masks is None else self.masks[chosen],
+            captions=some(self.captions),
+            class_captions=some(self.class_captions),
+            class_text=some(self.class_text),
+        )
+
+    def of_class(self) -> "Batch":
+        """The same examples, told with class words for the trigger word; all of them must have such a text."""
+        return replace(self, text=self.class_text, captions=self.class_captions, class_captions=(), class_text=None)
 
 
 def load(chosen: Sequence[Cached], read: Callable[[Path], dict[str, Tensor]] = read) -> Batch:
@@ -47,6 +75,8 @@ def load(chosen: Sequence[Cached], read: Callable[[Path], dict[str, Tensor]] = r
         names=tuple(cached.example.path.name for cached in chosen),
         weights=torch.tensor([cached.example.weight for cached in chosen], dtype=torch.float32),
         masks=_masks(chosen, latents, read),
+        captions=tuple(cached.caption for cached in chosen),
+        **_class_texts(chosen, read),
     )
 
 
@@ -86,7 +116,9 @@ class Batches:
         seen = ((cached.latents, cached.mask), *cached.variants)
         latents, mask = seen[variant_of(len(seen), self._seed, turn, cached.latents.name)]
         text = text_of(cached.example, cached.wording, self._seed, number, place)
-        return replace(cached, latents=latents, mask=mask, text=cached.texts[text] if cached.texts else cached.text)
+        if not cached.texts:
+            return replace(cached, latents=latents, mask=mask)
+        return replace(cached, latents=latents, mask=mask, caption=text, text=cached.texts[text])
 
     def _planned(self, epoch: int) -> list[list[tuple[Cached, int]]]:
         order = random.Random(f"{self._seed} {epoch}")
@@ -112,6 +144,17 @@ def _masks(chosen: Sequence[Cached], latents: Tensor, read: Callable[[Path], dic
         return None
     whole = torch.ones_like(latents[0, :1])
     return torch.stack([read(cached.mask)["mask"] if cached.mask else whole for cached in chosen])
+
+
+def _class_texts(chosen: Sequence[Cached], read: Callable[[Path], dict[str, Tensor]]) -> dict[str, tuple]:
+    """The captions with class words and their texts, as in `Batch`; nothing when they were not encoded."""
+    if any(cached.class_texts is None for cached in chosen):
+        return {}
+    told = [cached.class_texts.get(cached.caption) for cached in chosen]
+    return {
+        "class_captions": tuple(caption_and_file[0] if caption_and_file else "" for caption_and_file in told),
+        "class_text": tuple(dict(read(caption_and_file[1])) if caption_and_file else None for caption_and_file in told),
+    }
 
 
 class _Memory:

@@ -6,7 +6,7 @@ that whatever training draws lies ready; `encodings` says how many there are.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,7 +20,8 @@ from torch import Tensor
 from .augmentation import View, view_of
 from .buckets import size_for
 from .cache_file import is_intact, read, try_writing, write
-from .dataset import Dataset, Example
+from .class_words import class_text, classes_of
+from .dataset import TRAIN, Dataset, Example
 from .images import open_image
 from .masks import open_mask
 from .wording import Wording, texts_of
@@ -52,7 +53,9 @@ class Cached:
     """One example at one of its sizes, and the files that hold it encoded; `bucket` is (width, height) in pixels.
 
     `latents`, `mask` (None: all of the picture counts) and `text` are the plain picture with its first text. Training
-    also shows the `variants`, each (latents, mask), and takes that one of `texts` which `wording` draws.
+    also shows the `variants`, each (latents, mask), and takes that one of `texts` which `wording` draws. `caption` is
+    the text that `text` holds. `class_texts` gives texts with the trigger word as they are with class words, and the
+    file of that; it is None when they were not asked for.
     """
 
     example: Example
@@ -63,6 +66,8 @@ class Cached:
     variants: tuple[tuple[Path, Path | None], ...] = ()
     texts: Mapping[str, Path] = field(default_factory=dict)
     wording: Wording = Wording()
+    caption: str = ""
+    class_texts: Mapping[str, tuple[str, Path]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,17 @@ def encode(
     encoder: Encoder,
     folder: Path,
     progress: Progress = lambda phase, done, total: None,
+    *,
+    classes: bool = False,
 ) -> CachedDataset:
     """The dataset encoded in `folder`, asking `encoder` only for what is not there yet or is damaged.
 
-    Unreadable files are found before anything is encoded; stopping in between keeps what was finished. Raises
-    ValueError naming the picture that cannot be read or encoded, OSError naming the folder that cannot be written.
+    With `classes` the captions of concepts are also encoded with class words for the trigger word. Unreadable files
+    are found before anything is encoded; stopping in between keeps what was finished. Raises ValueError naming the
+    picture that cannot be read or encoded or the class words that are missing, OSError naming the folder that cannot
+    be written.
     """
-    plan = _Plan(dataset, encoder, Path(folder))
+    plan = _Plan(dataset, encoder, Path(folder), classes_of(dataset) if classes else None)
     train = tuple(cached for example in dataset.examples for cached in plan.trained(example))
     kept = tuple(plan.held_out(example) for example in dataset.held_out)
     pictures, masks, texts = (_missing(files, progress) for files in (plan.pictures, plan.masks, plan.texts))
@@ -102,22 +111,28 @@ def encode(
     return CachedDataset(train, kept)
 
 
-def encodings(dataset: Dataset) -> tuple[int, int]:
+def encodings(dataset: Dataset, *, classes: bool = False) -> tuple[int, int]:
     """How many pictures and how many texts `encode` keeps of a dataset, at most: equal ones are kept once."""
     sizes = [dataset.sizes_of(example) for example in dataset.examples]
     texts = {text for example in dataset.examples for text in texts_of(example, dataset.wording)}
     plain = {example.caption for example in dataset.held_out}
+    if classes:
+        known = classes_of(dataset)
+        plain |= {class_text(text, known) or "" for e in dataset.concepts for text in texts_of(e, dataset.wording)}
     return sum(map(len, sizes)) * dataset.augmentation.count + len(dataset.held_out), len(texts | plain)
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Dataset, *, classes: bool = False) -> str:
     """The identity of what a dataset teaches: pictures, captions, masks and settings in their order, not places.
 
     What is as it is by default leaves no trace, so that a new setting does not turn an old run into another one.
+    With `classes` the class words are part of it.
     """
     settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
     if dataset.resolutions not in ((), (dataset.resolution,)):
         settings["resolutions"] = dataset.resolutions
+    if classes:
+        settings["classes"] = classes_of(dataset)
 
     def facts(example: Example) -> list:
         unusual = _changed(example, "variants", "weight", "role")
@@ -134,10 +149,10 @@ def fingerprint(dataset: Dataset) -> str:
 class _Plan:
     """Which files a dataset is kept in, and what each of them holds: found out without opening a picture."""
 
-    def __init__(self, dataset: Dataset, encoder: Encoder, folder: Path):
+    def __init__(self, dataset: Dataset, encoder: Encoder, folder: Path, classes: Mapping[str, str] | None):
         for kind in ("latents", "masks", "text"):
             try_writing(folder / kind)
-        self._dataset, self._encoder, self._folder = dataset, encoder, folder
+        self._dataset, self._encoder, self._folder, self._classes = dataset, encoder, folder, classes
         self._hash = cache(_file_hash)
         self.pictures: dict[Path, tuple[Example, View]] = {}
         self.masks: dict[Path, tuple[Example, View, Path]] = {}
@@ -147,11 +162,13 @@ class _Plan:
         """An example at every size it is trained at, in all its variants and with all its texts."""
         wording, count = self._dataset.wording, self._dataset.augmentation.count
         texts = {text: self._text(example, text) for text in texts_of(example, wording)}
-        cached = []
+        class_texts, cached = self._class_texts(example, texts), []
         for size in self._dataset.sizes_of(example):
             (latents, mask), *variants = [self._seen(example, size, variant) for variant in range(count)]
-            first = next(iter(texts.values()))
-            cached.append(Cached(example, size, latents, first, mask, tuple(variants), texts, wording))
+            caption, first = next(iter(texts.items()))
+            cached.append(
+                Cached(example, size, latents, first, mask, tuple(variants), texts, wording, caption, class_texts)
+            )
         return cached
 
     def held_out(self, example: Example) -> Cached:
@@ -159,7 +176,7 @@ class _Plan:
         dataset = self._dataset
         size = size_for(example.width, example.height, dataset.resolution, dataset.largest_enlargement)
         latents, mask = self._seen(example, size, 0)
-        return Cached(example, size, latents, self._text(example, example.caption), mask)
+        return Cached(example, size, latents, self._text(example, example.caption), mask, caption=example.caption)
 
     def _seen(self, example: Example, size: tuple[int, int], variant: int) -> tuple[Path, Path | None]:
         """The latents of a variant, and its mask."""
@@ -176,6 +193,13 @@ class _Plan:
         mask = self._file("masks", self._hash(example.mask), example.mask == example.path, *place)
         self.masks[mask] = example, view, latents
         return latents, mask
+
+    def _class_texts(self, example: Example, texts: Iterable[str]) -> dict[str, tuple[str, Path]] | None:
+        """Those texts of a concept that hold a trigger word, each as it is with class words, and the file of that."""
+        if self._classes is None:
+            return None
+        told = {text: class_text(text, self._classes) for text in texts if example.role == TRAIN}
+        return {text: (other, self._text(example, other)) for text, other in told.items() if other is not None}
 
     def _text(self, example: Example, text: str) -> Path:
         path = self._file("text", text, self._encoder.text_key)

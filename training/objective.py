@@ -1,0 +1,144 @@
+"""What the network is asked in training, and how its answer is judged.
+
+A question is everything random about a micro-batch: noise levels, noise, and with them the noisy latents and the right
+answer. It is drawn for the whole batch as a function of (seed, number), and can then be asked in parts.
+
+Preservation (ai-toolkit's "differential output preservation") asks a second time with the trigger word replaced by the
+class words, where the right answer is that of the network without adapters: the class stays what it was. It is judged
+as the first answer is, but over the whole picture, and added to it with its weight. Regularization pictures and
+captions without the trigger word have no second question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .config import ObjectiveConfig
+from .losses import check, element_errors, huber_threshold, level_weights, mean_errors
+from .noise import generator, mix, multires, noise_like, target, with_offset
+from .timesteps import training_sigmas
+
+if TYPE_CHECKING:
+    from .loop import Denoiser
+
+
+@dataclass(frozen=True)
+class Question:
+    """The noisy latents of a batch and what the right answers are, each (B, C, h, w), at noise levels `sigma` (B,)."""
+
+    batch: Batch
+    noisy: Tensor
+    sigma: Tensor
+    wanted: Tensor
+    kept: Tensor | None = None
+    """What the network without adapters answers to the class words, 0 for examples that have none; None when it is not
+    asked."""
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def parts(self, count: int) -> list[Question]:
+        """The question in `count` parts as equal as can be, no more than it has examples, in their order."""
+        places = torch.arange(len(self)).tensor_split(min(count, len(self)))
+        return [self.at(some.tolist()) for some in places]
+
+    def at(self, places: Sequence[int]) -> Question:
+        """The question about the examples at some places only."""
+        chosen = list(places)
+        kept = None if self.kept is None else self.kept[chosen]
+        batch = self.batch.at(chosen)
+        return Question(batch, self.noisy[chosen], self.sigma[chosen], self.wanted[chosen], kept)
+
+
+class Objective:
+    """How a training asks and judges; every random choice is a function of (seed, number)."""
+
+    def __init__(self, config: ObjectiveConfig, seed: int) -> None:
+        self.config, self._seed = config, seed
+
+    def question(self, denoiser: Denoiser, batch: Batch, number: int) -> Question:
+        """The question of micro-batch `number`, made once for the whole batch.
+
+        ValueError naming the setting that the model or the batch cannot be trained with.
+        """
+        config, seed = self.config, self._seed
+        check(config, denoiser.prediction)
+        sigma = training_sigmas(config, denoiser.sigmas, len(batch.latents), batch.size, seed, number)
+        noise = self._noise(batch.latents, number)
+        shown = noise
+        if config.input_perturbation:
+            shown = noise + config.input_perturbation * noise_like(noise, seed, "input perturbation", number)
+        latents, sigma, noise, shown = (x.to(denoiser.device) for x in (batch.latents, sigma, noise, shown))
+        noisy = mix(denoiser.prediction, latents, shown, sigma)
+        question = Question(batch, noisy, sigma, target(denoiser.prediction, latents, noise, sigma))
+        if not config.preservation:
+            return question
+        return replace(question, kept=_kept(denoiser, question))
+
+    def losses(self, denoiser: Denoiser, question: Question) -> Tensor:
+        """The loss of each example (B,), with all that weighs it and with gradient; inside `denoiser.adapted()`."""
+        batch = question.batch
+        answer = denoiser(question.noisy, question.sigma, denoiser.text_of(batch), batch.size)
+        masks = None if batch.masks is None else batch.masks.to(answer.device)
+        found = self._errors(denoiser, answer, question.wanted, question.sigma, masks)
+        if question.kept is not None:
+            found = found + self.config.preservation * self._drift(denoiser, question)
+        found = found * batch.weights.to(found)
+        return found * level_weights(self.config, denoiser.prediction, question.sigma)
+
+    def _noise(self, latents: Tensor, number: int) -> Tensor:
+        config, seed = self.config, self._seed
+        noise = noise_like(latents, seed, "noise", number)
+        if config.noise_offset:
+            noise = with_offset(noise, config.noise_offset, generator(seed, "noise offset", number))
+        if config.multires_iterations:
+            rng = generator(seed, "multires noise", number)
+            noise = multires(noise, config.multires_iterations, config.multires_discount, rng)
+        return noise
+
+    def _errors(
+        self, denoiser: Denoiser, answer: Tensor, wanted: Tensor, sigma: Tensor, masks: Tensor | None = None
+    ) -> Tensor:
+        """The mean error of each example (B,), before weights."""
+        config = self.config
+        threshold = huber_threshold(config, sigma, denoiser.sigmas)
+        return mean_errors(element_errors(config, answer, wanted, threshold), masks, config.mask_floor)
+
+    def _drift(self, denoiser: Denoiser, question: Question) -> Tensor:
+        """How far each answer (B,) to the class words has moved; 0 for examples without a second question."""
+        drift = torch.zeros_like(question.sigma)
+        places = _preserved(question.batch)
+        if places:
+            some = question.at(places)
+            batch = some.batch.of_class()
+            answer = denoiser(some.noisy, some.sigma, denoiser.text_of(batch), batch.size)
+            drift[places] = self._errors(denoiser, answer, some.kept, some.sigma)
+        return drift
+
+
+def _kept(denoiser: Denoiser, question: Question) -> Tensor:
+    """What the network without adapters answers, in as many parts as batches go through it; 0 where it is not asked."""
+    kept = torch.zeros_like(question.wanted)
+    places = _preserved(question.batch)
+    if places:
+        parts = question.at(places).parts(denoiser.parts)
+        with denoiser.base():
+            answers = [denoiser(p.noisy, p.sigma, p.batch.of_class().text, p.batch.size) for p in parts]
+        kept[places] = torch.cat(answers).to(kept)
+    return kept
+
+
+def _preserved(batch: Batch) -> list[int]:
+    """The places in a batch of the examples that have a second question."""
+    if batch.class_text is None:
+        raise ValueError(
+            "preservation needs captions with class words, and this dataset was encoded without: queue again, or set "
+            "preservation to 0."
+        )
+    return [place for place, text in enumerate(batch.class_text) if text is not None]

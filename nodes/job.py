@@ -20,17 +20,22 @@ from ..training.dataset import Dataset
 from ..training.description import description
 from ..training.loop import Snapshot, Step, train
 from ..training.lora import Adapters
-from ..training.presets import AUTOMATIC, ON, ExpertSettings, Plan, plan
+from ..training.memory import EVERY_BLOCK, NO_BLOCK, RECOMPUTE
+from ..training.presets import AUTOMATIC, OFF, ON, ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun, recorded
 from ..training.validation import validation_loss
 from .host import folders
+from .host.controls import Controls
 from .host.encoders import GraphEncoder
+from .host.live import mean_of
+from .host.memory import choices_for, free_bytes, needs_of
 from .host.model import LoadedModel
 from .host.progress import Progress, watched
 from .host.proof import Proof, prove
 from .previews import Previews
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+RECOMPUTED = {AUTOMATIC: RECOMPUTE, ON: (EVERY_BLOCK,), OFF: (NO_BLOCK,)}
 _MIB = 1024**2
 LARGEST_LATENTS, LARGEST_TEXT = 2 * _MIB, 4 * _MIB
 """What a cached picture of 1024 x 1024 and its mask take at most, and a cached caption (256 tokens of T5 in fp32)."""
@@ -94,11 +99,14 @@ def execute(request: Request, progress: Progress) -> Result:
     encoder = GraphEncoder(request.model, request.clip, request.vae)
     run = _open_run(request, denoiser, encoder, chosen)
     before = run.step
+    progress.live.plan(str(chosen))
     previews = Previews(request, denoiser, run)
     if run.step < chosen.train.steps:
         _check_disk(request, denoiser, chosen, run)
         encoder.check(denoiser.family.title, denoiser.context_width, denoiser.pooled_width)
         _train(request, denoiser, encoder, chosen, run, previews, progress)
+    else:
+        progress.live.opened(run, chosen.train.steps)
     checkpoints = run.result(chosen.train.steps, dataset.trigger_word).entries
     if not checkpoints:
         raise ValueError(_why_none(run, chosen.train.steps))
@@ -174,40 +182,50 @@ def _train(
     cached = encode(dataset, encoder, folders.output_folder() / "lora_workbench" / "cache", progress.encoding)
     previews.encode_prompts(progress)
     progress.phase("Loading the model")
-    checkpointing = settings.checkpointing == ON or (
-        settings.checkpointing == AUTOMATIC and denoiser.needs_checkpointing(resolution, config.batch_size)
-    )
-    denoiser.load(denoiser.working_memory(resolution, config.batch_size, checkpointing))
     # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
     with torch.inference_mode(False):
         pattern = denoiser.family.layer_pattern(chosen.lora.layers)
         adapters = Adapters.build(denoiser.network, chosen.lora, pattern, config.seed)
-        denoiser.attach(adapters, checkpointing=checkpointing)
+        choices = choices_for(denoiser.patcher, config.batch_size, RECOMPUTED[settings.checkpointing])
+        values, size = adapters.values.numel(), (resolution, resolution)
+        needs = needs_of(denoiser, values, size, config.batch_size, config.optimizer, averaged=config.ema > 0)
+        denoiser.prepare(adapters, choices.fitting(needs, free_bytes(denoiser.patcher)), needs)
         run.note(settings=str(chosen), held_out=[example.path.name for example in dataset.held_out])
         held_out = _one_by_one(cached)
         if held_out and run.base_validation is None:
             run.note_validation(0, validation_loss(denoiser, held_out))
+        progress.live.opened(run, config.steps)
         previews.show_baseline(progress)
         batches = Batches(cached.examples, config.batch_size, config.seed)
-        with closing(train(denoiser, batches, adapters, config, run.resume())) as steps:
-            events = watched(steps, progress, config.steps)
+        asked = Controls(progress.node_id, progress.live.touched)
+        with asked, closing(train(denoiser, batches, adapters, config, run.resume())) as steps:
+            events = watched(steps, progress, config.steps, asked)
             events = recorded(
                 events, run, _writer(request, denoiser, chosen), save_every=chosen.save_every, last_step=config.steps
             )
-            events = validated(events, run, denoiser, held_out)
+            events = validated(events, run, denoiser, held_out, progress)
             for event in events:
                 if isinstance(event, Checkpoint):
                     _proved(request, event)
                     previews.show(event, progress)
+                elif asked.take("preview"):
+                    previews.show_unsaved(event.snapshot(), _writer(request, denoiser, chosen), progress)
+                asked.wait()
 
 
 def validated(
-    events: Iterable[Step | Checkpoint], run: TrainingRun, denoiser: LoadedModel, held_out: list[Batch]
+    events: Iterable[Step | Checkpoint],
+    run: TrainingRun,
+    denoiser: LoadedModel,
+    held_out: list[Batch],
+    progress: Progress,
 ) -> Iterator[Step | Checkpoint]:
     """Pass events on, and ask the held-out pictures about every checkpoint while its weights are attached."""
     for event in events:
         if isinstance(event, Checkpoint) and held_out:
-            run.note_validation(event.step, validation_loss(denoiser, held_out))
+            losses = validation_loss(denoiser, held_out)
+            run.note_validation(event.step, losses)
+            progress.live.validation(event.step, mean_of(losses))
         yield event
 
 

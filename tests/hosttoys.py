@@ -13,6 +13,7 @@ from lora_workbench.nodes.host.model import LoadedModel
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.lora import Adapters
+from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK, MemoryPlan
 from toyworld.node_pack import models, text, vae
 
 KINDS = ("sdxl", "sdxl_vpred", "flux")
@@ -79,7 +80,7 @@ def attach(
         with torch.no_grad():
             for adapter in adapters:
                 adapter.up.copy_(torch.randn(adapter.up.shape, generator=random) * 0.1)
-    denoiser.attach(adapters, checkpointing=checkpointing)
+    denoiser.prepare(adapters, MemoryPlan(recompute=EVERY_BLOCK if checkpointing else NO_BLOCK))
     return adapters
 
 

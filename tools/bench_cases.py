@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 RANK = {"toy": 4, "mid": 16, "full": 16}
@@ -114,13 +112,14 @@ class OurStep:
         from lora_workbench.training.config import LoraConfig, TrainConfig
         from lora_workbench.training.loop import train
         from lora_workbench.training.lora import Adapters
+        from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK, MemoryPlan
 
         denoiser = LoadedModel(model)
         denoiser.load()
         config = LoraConfig(rank=RANK[case.size], layers=case.layers)
         pattern = denoiser.family.layer_pattern(case.layers)
         adapters = Adapters.build(denoiser.network, config, pattern, seed=0)
-        denoiser.attach(adapters, checkpointing=case.checkpointing)
+        denoiser.prepare(adapters, MemoryPlan(recompute=EVERY_BLOCK if case.checkpointing else NO_BLOCK))
         self.adapter_bytes = sum(tensor.nbytes for tensor in adapters.parameters())
         channels = model.model.latent_format.latent_channels
         side = case.pixels // 8
@@ -264,39 +263,8 @@ def peak(step: Callable[[], object], device: str) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _LiveBytes() as live:
+    from lora_workbench.nodes.host.memory import LiveBytes
+
+    with LiveBytes() as live:
         step()
     return live.most
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage made inside, from when it is made until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        inputs = {id(t.untyped_storage()) for t in _tensors((args, kwargs or {}))}
-        result = function(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if id(storage) not in self._seen and id(storage) not in inputs:
-                self._count(storage)
-        return result
-
-    def _count(self, storage) -> None:
-        size, key = storage.nbytes(), id(storage)
-        self._seen.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def _tensors(value: object) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -60,6 +60,10 @@ class Needs:
         """Bytes at the worst moment of a step."""
         return self._beside_activations(plan) + int(self.activations * _kept(plan))
 
+    def beside_weights(self, plan: MemoryPlan) -> int:
+        """Of these, what must be free when the weights have been loaded."""
+        return self.peak(plan) - int(self.weights * plan.resident)
+
     def corrected(self, plan: MemoryPlan, measured_peak: int) -> Needs:
         """The same with the activations that explain what a step under `plan` was measured to take."""
         activations = max(0, measured_peak - self._beside_activations(plan)) / _kept(plan)

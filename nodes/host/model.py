@@ -15,15 +15,17 @@ from ...training.batches import Batch
 from ...training.config import LoraConfig
 from ...training.frozen import is_linear
 from ...training.lora import Adapters
+from ...training.memory import MemoryPlan, Needs
 from ...training.noise import FLOW
 from .architecture import family_of
 from .conditions import cast, conditions_of
 from .identity import identity_of
+from .memory import give_back_memory, is_dynamic
 from .prediction import prediction_of
 from .weights import CastWeights
 
 HALF_PRECISION_LOSS_SCALE = 1024.0
-_GIB = 1024**3
+_ROOMY = MemoryPlan()
 
 
 class LoadedModel:
@@ -46,6 +48,7 @@ class LoadedModel:
         self.identity = identity_of(model)
         self.parts = 1
         """In how many parts a batch goes through the network."""
+        self._plan, self._room = _ROOMY, 0
         self._attachment: Attachment | None = None
         self._attached = ExitStack()
         self._adapting = False
@@ -67,10 +70,16 @@ class LoadedModel:
     def network(self) -> nn.Module:
         return self.patcher.model.diffusion_model
 
-    def load(self, working_memory: int = 0) -> None:
-        """Have ComfyUI load the MODEL with everything patched onto it, leaving `working_memory` bytes free."""
+    def load(self) -> None:
+        """Have ComfyUI load the MODEL with everything patched onto it, beside the room that the plan asks for."""
+        patcher = self.patcher
         with torch.inference_mode():
-            mm.load_models_gpu([self.patcher], memory_required=working_memory)
+            mm.load_models_gpu([patcher], memory_required=self._room)
+            # Where ComfyUI pages weights in and out by itself, room is all there is to ask for.
+            if self._plan.resident < 1 and not is_dynamic(patcher):
+                excess = patcher.loaded_size() - self._plan.resident * patcher.model_size()
+                if excess > 0:
+                    patcher.partially_unload(patcher.offload_device, excess)
 
     def adapted_width(self, lora: LoraConfig) -> int:
         """Inputs plus outputs of all the layers a LoRA adapts: times its rank, the number of trained values."""
@@ -78,30 +87,37 @@ class LoadedModel:
         layers = (layer for name, layer in self.network.named_modules() if pattern.search(name) and is_linear(layer))
         return sum(layer.in_features + layer.out_features for layer in layers)
 
-    def attach(self, adapters: Adapters, *, checkpointing: bool) -> None:
-        """Prepare the adapted forwards; nothing changes until `adapted()`."""
+    def prepare(self, adapters: Adapters, plan: MemoryPlan = _ROOMY, needs: Needs | None = None) -> None:
+        """Load with the room that `plan` takes by `needs`, and prepare the adapted forwards.
+
+        The adapters move to the device. Nothing about the network changes until `adapted()`.
+        """
+        self._plan, self.parts = plan, plan.parts
+        self._room = 0 if needs is None else needs.beside_weights(plan)
+        self.load()
         self._attachment = Attachment(
             self.network,
             adapters.to(self.device),
             CastWeights(),
-            blocks=self.family.blocks if checkpointing else (),
+            blocks=self.family.blocks,
+            recompute=plan.recompute,
             adds_in_place=self.family.adds_in_place,
             same_input=self.family.same_input,
         )
 
-    def needs_checkpointing(self, resolution: int, batch_size: int) -> bool:
-        """True when the activations of a step would not fit beside the model in the memory that is free now."""
-        needed = self.working_memory(resolution, batch_size, checkpointing=False)
-        free = mm.get_free_memory(self.device)
-        if not mm.is_device_cpu(self.device):
-            free -= max(0, self.patcher.model_size() - self.patcher.loaded_size())
-        return needed * 1.2 > free
+    def release(self) -> None:
+        """Take weights, adapters and buffers off the device; `prepare()` brings them back.
 
-    def working_memory(self, resolution: int, batch_size: int, checkpointing: bool) -> int:
-        """Bytes of activations a step keeps: all of them, or with checkpointing about a twelfth."""
-        needed = self.family.activations_gib * _GIB * batch_size * (resolution / 1024) ** 2
-        needed *= 2 if self.dtype == torch.float32 else 1
-        return int(needed / 12 if checkpointing else needed)
+        The caller lets go of the optimizer and moves or drops the adapters.
+        """
+        self._attachment = None
+        others = [held for held in mm.current_loaded_models if held.model is None or not self._is_ours(held.model)]
+        with torch.inference_mode():
+            mm.free_memory(1e30, self.device, keep_loaded=others)
+        give_back_memory()
+
+    def _is_ours(self, patcher) -> bool:
+        return self.patcher.is_clone(patcher)
 
     @contextmanager
     def adapted(self) -> Iterator[None]:

@@ -16,7 +16,9 @@ AUTOMATIC = "automatic"
 UNIFORM, LOGIT_NORMAL, SHIFT, RESOLUTION_SHIFT = "uniform", "logit-normal", "shift", "resolution shift"
 CONTENT, STYLE = "content", "style"
 TIMESTEPS = (AUTOMATIC, UNIFORM, LOGIT_NORMAL, SHIFT, RESOLUTION_SHIFT, CONTENT, STYLE)
-OPTIMIZERS = ("adamw", "adamw 8-bit", "adafactor", "prodigy", "lion", "schedule-free")
+ADAMW, ADAMW_8BIT, ADAFACTOR, PRODIGY, LION = "adamw", "adamw 8-bit", "adafactor", "prodigy", "lion"
+SCHEDULE_FREE = "schedule-free"
+OPTIMIZERS = (ADAMW, ADAMW_8BIT, ADAFACTOR, PRODIGY, LION, SCHEDULE_FREE)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class LoraConfig:
     """The largest Frobenius norm a layer's change may have; 0 sets no limit."""
 
     def __post_init__(self) -> None:
-        _within("rank", self.rank, 1, 1024)
-        _within("alpha", self.alpha, 0, 1024)
+        within("rank", self.rank, 1, 1024)
+        within("alpha", self.alpha, 0, 1024)
         one_of("layers", self.layers, LAYER_PRESETS)
         one_of("kind", self.kind, KINDS)
-        _within("conv_rank", self.conv_rank, 0, 1024)
-        _within("dropout", self.dropout, 0, 0.95)
-        _within("max_norm", self.max_norm, 0, 1e6)
+        within("conv_rank", self.conv_rank, 0, 1024)
+        within("dropout", self.dropout, 0, 0.95)
+        within("max_norm", self.max_norm, 0, 1e6)
 
     @property
     def scale(self) -> float:
@@ -84,29 +86,31 @@ class ObjectiveConfig:
     """What counts outside a mask, where pictures have one."""
     preservation: float = 0.0
     """The weight of answering as the base model does when the trigger word is replaced by the class word."""
+    class_words: str = ""
+    """Of preservation: what the trigger word stands for, such as "woman"; empty takes them from the folder's name."""
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, LOSSES)
         one_of("huber_schedule", self.huber_schedule, HUBER_SCHEDULES)
         one_of("timesteps", self.timesteps, TIMESTEPS)
-        _within("huber_c", self.huber_c, 1e-4, 10)
-        _within("min_snr_gamma", self.min_snr_gamma, 0, 100)
-        _within("noise_offset", self.noise_offset, 0, 1)
-        _within("multires_iterations", self.multires_iterations, 0, 16)
-        _within("multires_discount", self.multires_discount, 0, 1)
-        _within("input_perturbation", self.input_perturbation, 0, 1)
-        _within("timestep_shift", self.timestep_shift, 0.01, 100)
-        _within("timestep_std", self.timestep_std, 0.01, 10)
-        _within("timestep_mean", self.timestep_mean, -10, 10)
-        _within("timestep_low", self.timestep_low, 0, 1)
-        _within("timestep_high", self.timestep_high, 0, 1)
+        within("huber_c", self.huber_c, 1e-4, 10)
+        within("min_snr_gamma", self.min_snr_gamma, 0, 100)
+        within("noise_offset", self.noise_offset, 0, 1)
+        within("multires_iterations", self.multires_iterations, 0, 16)
+        within("multires_discount", self.multires_discount, 0, 1)
+        within("input_perturbation", self.input_perturbation, 0, 1)
+        within("timestep_shift", self.timestep_shift, 0.01, 100)
+        within("timestep_std", self.timestep_std, 0.01, 10)
+        within("timestep_mean", self.timestep_mean, -10, 10)
+        within("timestep_low", self.timestep_low, 0, 1)
+        within("timestep_high", self.timestep_high, 0, 1)
         if self.timestep_low >= self.timestep_high:
             raise ValueError(
                 f"timestep_low is {self.timestep_low}, but must be below timestep_high, {self.timestep_high}."
             )
-        _within("stratify", self.stratify, 0, 10_000)
-        _within("mask_floor", self.mask_floor, 0, 1)
-        _within("preservation", self.preservation, 0, 100)
+        within("stratify", self.stratify, 0, 10_000)
+        within("mask_floor", self.mask_floor, 0, 1)
+        within("preservation", self.preservation, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,10 @@ class TextConfig:
     token_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        _within("encoder_rate", self.encoder_rate, 0, 10)
-        _within("encoder_stop", self.encoder_stop, 0, 1)
-        _within("new_tokens", self.new_tokens, 0, 32)
-        _within("token_rate", self.token_rate, 0, 1000)
+        within("encoder_rate", self.encoder_rate, 0, 10)
+        within("encoder_stop", self.encoder_stop, 0, 1)
+        within("new_tokens", self.new_tokens, 0, 32)
+        within("token_rate", self.token_rate, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -154,31 +158,50 @@ class TrainConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        _within("steps", self.steps, 1, 1_000_000)
-        _within("learning_rate", self.learning_rate, 1e-8, 10.0)
-        _within("batch_size", self.batch_size, 1, 256)
-        _within("accumulation", self.accumulation, 1, 1024)
-        _within("warmup", self.warmup, 0, 1_000_000)
-        _within("restarts", self.restarts, 1, 1000)
-        _within("weight_decay", self.weight_decay, 0, 10.0)
-        _within("clip_norm", self.clip_norm, 0, 1000.0)
-        _within("lora_plus", self.lora_plus, 0.01, 1000)
-        _within("ema", self.ema, 0, 0.99999)
+        within("steps", self.steps, 1, 1_000_000)
+        within("learning_rate", self.learning_rate, 1e-8, 10.0)
+        within("batch_size", self.batch_size, 1, 256)
+        within("accumulation", self.accumulation, 1, 1024)
+        within("warmup", self.warmup, 0, 1_000_000)
+        within("restarts", self.restarts, 1, 1000)
+        within("weight_decay", self.weight_decay, 0, 10.0)
+        within("clip_norm", self.clip_norm, 0, 1000.0)
+        within("lora_plus", self.lora_plus, 0.01, 1000)
+        within("ema", self.ema, 0, 0.99999)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
+        if self.optimizer == SCHEDULE_FREE and self.schedule != CONSTANT:
+            raise ValueError(
+                f"schedule is '{self.schedule}', but optimizer '{SCHEDULE_FREE}' averages the weights instead of "
+                f"lowering the learning rate: choose schedule '{CONSTANT}' or another optimizer."
+            )
+        if self.optimizer == PRODIGY and (self.lora_plus != 1 or self.rates.strip()):
+            name = "lora_plus" if self.lora_plus != 1 else "rates"
+            raise ValueError(
+                f"{name} is '{getattr(self, name)}', but optimizer '{PRODIGY}' finds one learning rate for all "
+                f"layers: leave {name} as it was or choose another optimizer."
+            )
+
+    @property
+    def bends_with_steps(self) -> bool:
+        """Whether the learning rate of a step depends on how many steps there are."""
+        stops = self.text.encoder_rate and 0 < self.text.encoder_stop < 1
+        return self.schedule != CONSTANT or 0 < self.warmup < 1 or bool(stops)
 
     def identity(self) -> dict[str, object]:
         """All that decides the weights at a given step: everything but how many steps there are.
 
-        A cosine schedule is the exception, because there the number of steps bends every learning rate.
+        A schedule that falls, a warm-up or a stop of the text encoders given as a fraction are the exception, because
+        there the number of steps bends every learning rate.
         """
         settings = asdict(self)
-        if self.schedule == CONSTANT:
+        if not self.bends_with_steps:
             del settings["steps"]
         return settings
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float, low: float, high: float) -> None:
+    """ValueError naming the setting when its value lies outside the range, ends included."""
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, but must be between {low} and {high}.")
 

@@ -1,14 +1,52 @@
-"""What is derived when the user leaves a setting at 0: from the purpose, the family and the number of pictures."""
+"""What is derived when the user leaves a setting at 0: from the purpose, the family and the number of pictures.
+
+Where the numbers come from. Every trainer and guide that was compared states its learning rate together with rank and
+alpha, so rates are put here as rate x alpha / rank, what an adapter of scale 1 would be given:
+
+    learning rate    1e-4   ai-toolkit (FLUX, 16 / 16), diffusers (SDXL, FLUX), FluxTrainer; kohya's SDXL guide and
+                            OneTrainer lie below, at 5e-5 and 2e-5. No source tells the families apart.
+    rank 16, alpha = rank   one subject. kohya and ai-toolkit use 16 for FLUX; alpha = rank because files then have the
+                            same strength in every tool.
+    rank 32                 styles, kohya's for SDXL: a style touches every layer.
+    steps                   100 passes over each picture of a character make 20 pictures 2,000 steps, ai-toolkit's
+                            number; the limits enclose kohya's default of 1,600. Styles come with more pictures and
+                            are seen less often each; concepts lie between.
+    constant rate           every trainer's default. It lets a run be extended, and the Picker chooses where to stop.
+    no average (EMA)        off in every trainer; "average of the last K" and `ema` are there to be switched on.
+    noise levels            those of the family. A style on SDXL or SD 1.5, whose levels are uniform, is trained more
+                            at low noise, where texture is decided (ai-toolkit's "style"); FLUX and SD 3 have a
+                            distribution of their own, which is left as it is.
+    batches                 a step over n pictures is n times fewer steps at sqrt(n) times the rate, which fits small
+                            batches better than n times (spacepxl, demystifying-sd-finetuning); at most 4 times.
+    ten checkpoints         each with previews and validation, on numbers people can read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
 
-from .config import LoraConfig, TrainConfig, one_of
+from .config import (
+    ADAFACTOR,
+    ADAMW,
+    ADAMW_8BIT,
+    LION,
+    PRODIGY,
+    SCHEDULE_FREE,
+    STYLE,
+    LoraConfig,
+    ObjectiveConfig,
+    TextConfig,
+    TrainConfig,
+    one_of,
+    within,
+)
+from .config import AUTOMATIC as FROM_PRESET
 from .families import ATTENTION_AND_FEED_FORWARD, Family
-from .schedule import CONSTANT
+from .schedule import CONSTANT, warmup_steps
 
-AUTOMATIC, ON, OFF = "automatic", "on", "off"
+AUTOMATIC, ON, OFF, EVERY_SECOND = "automatic", "on", "off", "every second block"
+CHECKPOINTING = (AUTOMATIC, ON, OFF, EVERY_SECOND)
 PRECISIONS = ("fp16", "bf16", "fp32")
 
 
@@ -29,44 +67,138 @@ PRESETS = {
     "concept": Preset(passes=60, fewest_steps=1000, most_steps=5000, rank=16),
 }
 
-LEARNING_RATES = {"sdxl": 1e-4, "flux": 1e-4}
+LEARNING_RATE = 1e-4
+"""Of AdamW, at scale alpha / rank = 1 and one picture a step."""
+
+BIASED = {("style", "sdxl"): STYLE, ("style", "sd15"): STYLE}
+"""(purpose, family) -> which noise levels are trained more."""
+
+OPTIMIZER_RATES = {
+    ADAMW: 1.0,
+    ADAMW_8BIT: 1.0,
+    ADAFACTOR: 1.0,
+    LION: 1 / 3,
+    SCHEDULE_FREE: 2.0,
+}
+"""Factors on the learning rate. Lion's steps are larger, 3 to 10 times (Chen et al. 2023, section 5); schedule-free
+takes 1 to 10 times AdamW's rate (Defazio et al. 2024). Prodigy finds the rate itself and is given 1."""
 
 
 @dataclass(frozen=True)
 class ExpertSettings:
-    """The knobs of the Training Settings node; the defaults are what a run without that node uses."""
+    """The knobs of the Training Settings node; the defaults are what a run without that node uses.
+
+    Names that a configuration has too (`LoraConfig`, `ObjectiveConfig`, `TrainConfig`) mean the same there.
+    """
 
     layers: str = ATTENTION_AND_FEED_FORWARD
     alpha: float = 0.0
     batch_size: int = 1
     accumulation: int = 1
     schedule: str = CONSTANT
-    warmup: int = 0
+    warmup: float = 0.0
+    checkpointing: str = AUTOMATIC
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    checkpointing: str = AUTOMATIC
     save_precision: str = "fp16"
 
+    kind: str = LoraConfig.kind
+    optimizer: str = TrainConfig.optimizer
+    text_encoder_rate: float = TextConfig.encoder_rate
+    text_encoder_stop: float = TextConfig.encoder_stop
+    new_tokens: int = TextConfig.new_tokens
+    token_rate: float = TextConfig.token_rate
+
+    rank_stabilized: bool = LoraConfig.rank_stabilized
+    conv_rank: int = LoraConfig.conv_rank
+    include: str = LoraConfig.include
+    exclude: str = LoraConfig.exclude
+    ranks: str = LoraConfig.ranks
+    rates: str = TrainConfig.rates
+    dropout: float = LoraConfig.dropout
+    max_norm: float = LoraConfig.max_norm
+
+    restarts: int = TrainConfig.restarts
+    lora_plus: float = TrainConfig.lora_plus
+    ema: float = TrainConfig.ema
+    average_last: int = 0
+    """The mean of that many last checkpoints is written too; 0 and 1 write none."""
+
+    timesteps: str = ObjectiveConfig.timesteps
+    timestep_shift: float = ObjectiveConfig.timestep_shift
+    timestep_mean: float = ObjectiveConfig.timestep_mean
+    timestep_std: float = ObjectiveConfig.timestep_std
+    timestep_low: float = ObjectiveConfig.timestep_low
+    timestep_high: float = ObjectiveConfig.timestep_high
+    stratify: int = ObjectiveConfig.stratify
+
+    loss: str = ObjectiveConfig.loss
+    huber_c: float = ObjectiveConfig.huber_c
+    huber_schedule: str = ObjectiveConfig.huber_schedule
+    min_snr_gamma: float = ObjectiveConfig.min_snr_gamma
+    debiased: bool = ObjectiveConfig.debiased
+    noise_offset: float = ObjectiveConfig.noise_offset
+    multires_iterations: int = ObjectiveConfig.multires_iterations
+    multires_discount: float = ObjectiveConfig.multires_discount
+    input_perturbation: float = ObjectiveConfig.input_perturbation
+    mask_floor: float = ObjectiveConfig.mask_floor
+    preservation: float = ObjectiveConfig.preservation
+
+    preview_every: int = 0
+    """Steps between two rows of previews, rounded to checkpoints; 0 draws them at every checkpoint."""
+    validate_every: int = 0
+    """Steps between two validations; 0 validates at every checkpoint."""
+    stop_after_minutes: float = 0.0
+    """The time the training may take; steps, schedule and intervals are fitted to it. 0 sets no limit."""
+
+    offload: float = -1.0
+    """The share of the model's weights that is streamed to the device instead of kept there; -1 is automatic."""
+    compile: bool = False
+
     def __post_init__(self) -> None:
-        one_of("checkpointing", self.checkpointing, (AUTOMATIC, ON, OFF))
+        one_of("checkpointing", self.checkpointing, CHECKPOINTING)
         one_of("save_precision", self.save_precision, PRECISIONS)
+        within("average_last", self.average_last, 0, 100)
+        within("preview_every", self.preview_every, 0, 1_000_000)
+        within("validate_every", self.validate_every, 0, 1_000_000)
+        within("stop_after_minutes", self.stop_after_minutes, 0, 100_000)
+        if self.offload != -1:
+            within("offload", self.offload, 0, 1)
+
+    def part(self, config: type, **more: object) -> object:
+        """A configuration made of the settings it shares names with, and of `more`."""
+        shared = {field.name for field in fields(config)} & {field.name for field in fields(self)}
+        return config(**{name: getattr(self, name) for name in shared} | more)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with nothing left to derive."""
+    """A run with nothing left to derive. It says itself in short lines."""
 
     lora: LoraConfig
     train: TrainConfig
     save_every: int
+    preview_every: int
+    validate_every: int
+    average_last: int = 0
+    notes: tuple[str, ...] = ()
+    """What the user should know about the chosen combination."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.train.steps} steps at learning rate {self.train.learning_rate:g}, rank {self.lora.rank}, "
-            f"alpha {self.lora.alpha or self.lora.rank:g}, {self.lora.layers}, batch {self.train.batch_size}"
-            + (f" x {self.train.accumulation}" if self.train.accumulation > 1 else "")
-            + f", a checkpoint every {self.save_every} steps"
-        )
+        train, lora, objective, text = self.train, self.lora, self.train.objective, self.train.text
+        lines = [
+            f"{train.steps} steps at learning rate {train.learning_rate:g}, rank {lora.rank}, "
+            f"alpha {lora.alpha or lora.rank:g}, {lora.layers}, batch {train.batch_size}"
+            + (f" x {train.accumulation}" if train.accumulation > 1 else "")
+            + f", a checkpoint every {self.save_every} steps",
+            f"{lora.kind}, {train.optimizer}, {_schedule(train)}, noise levels {objective.timesteps}, "
+            f"loss {objective.loss}, previews every {self.preview_every} steps, "
+            + (f"validation every {self.validate_every}, " if self.validate_every != self.save_every else "")
+            + (f"averaged with decay {train.ema:g}" if train.ema else "no average"),
+        ]
+        if text.encoder_rate or text.new_tokens:
+            lines.append(_text(text))
+        return "\n".join([*lines, *self.notes])
 
 
 def plan(
@@ -88,24 +220,108 @@ def plan(
     """
     one_of("preset", preset, tuple(PRESETS))
     purpose = PRESETS[preset]
-    per_step = settings.batch_size * settings.accumulation
+    per_step = max(1, settings.batch_size * settings.accumulation)
     derived = min(max(purpose.passes * pictures, purpose.fewest_steps), purpose.most_steps)
-    derived = derived * (pictures + regularization) // max(1, pictures) // max(1, per_step)
-    train = TrainConfig(
+    derived = derived * (pictures + regularization) // max(1, pictures) // per_step
+    objective = settings.part(ObjectiveConfig)
+    if objective.timesteps == FROM_PRESET:
+        objective = replace(objective, timesteps=BIASED.get((preset, family.name), FROM_PRESET))
+    train = settings.part(
+        TrainConfig,
         steps=steps or max(1, derived),
-        learning_rate=learning_rate or LEARNING_RATES[family.name],
-        batch_size=settings.batch_size,
-        accumulation=settings.accumulation,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
+        learning_rate=learning_rate or derived_rate(settings.optimizer, per_step),
         seed=seed,
+        objective=objective,
+        text=settings.part(
+            TextConfig, encoder_rate=settings.text_encoder_rate, encoder_stop=settings.text_encoder_stop
+        ),
     )
-    lora = LoraConfig(rank=rank or purpose.rank, alpha=settings.alpha, layers=settings.layers)
+    lora = settings.part(LoraConfig, rank=rank or purpose.rank)
     if save_every < 0:
         raise ValueError(f"save_every is {save_every}, but must be 0 (derive it) or more.")
-    return Plan(lora, train, save_every or rounded(train.steps / 10))
+    every = save_every or rounded(train.steps / 10)
+    return Plan(
+        lora,
+        train,
+        every,
+        preview_every=every * max(1, round(settings.preview_every / every)),
+        validate_every=settings.validate_every or every,
+        average_last=settings.average_last,
+        notes=tuple(notes_on(lora, train)),
+    )
+
+
+def derived_rate(optimizer: str, per_step: int) -> float:
+    """The learning rate when the user gives none, for steps over `per_step` pictures."""
+    if optimizer == PRODIGY:
+        return 1.0
+    one_of("optimizer", optimizer, (*OPTIMIZER_RATES, PRODIGY))
+    return float(f"{LEARNING_RATE * OPTIMIZER_RATES[optimizer] * min(4.0, math.sqrt(per_step)):.2g}")
+
+
+def notes_on(lora: LoraConfig, train: TrainConfig) -> list[str]:
+    """A sentence for each combination that works but is seldom meant."""
+    notes = []
+    if train.optimizer == PRODIGY and train.learning_rate < 0.1:
+        notes.append(
+            f"Prodigy finds the learning rate itself and multiplies it with yours: {train.learning_rate:g} makes it "
+            "learn next to nothing, 1 is usual."
+        )
+    if train.optimizer != PRODIGY and train.learning_rate > 0.1:
+        notes.append(f"Learning rate {train.learning_rate:g} is for Prodigy; {train.optimizer} takes about 0.0001.")
+    if train.optimizer == SCHEDULE_FREE and train.ema:
+        notes.append("schedule-free averages the weights itself: ema averages its averages.")
+    return notes
+
+
+def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save: float) -> Plan:
+    """The plan cut to the steps that fit into `minutes`, its warm-up and intervals in proportion; never longer.
+
+    Checkpoints, with their previews and validation, get a quarter of the time at most. ValueError when `minutes` is
+    too short for one step and one checkpoint.
+    """
+    seconds, whole = 60 * minutes, plan.train.steps
+    if seconds_per_step + seconds_per_save > seconds:
+        raise ValueError(
+            f"stop_after_minutes is {minutes:g}, but one step and one checkpoint take "
+            f"{(seconds_per_step + seconds_per_save) / 60:.1f} minutes: allow more time."
+        )
+    saves = -(-whole // plan.save_every)
+    if whole * seconds_per_step + saves * seconds_per_save <= seconds:
+        return plan
+    saves = max(1, min(saves, int(seconds / 4 // max(seconds_per_save, 1e-9))))
+    steps = max(1, int((seconds - saves * seconds_per_save) / seconds_per_step))
+    steps = min(whole, steps)
+    every = -(-steps // saves)
+    ratio = steps / whole
+    return replace(
+        plan,
+        train=replace(plan.train, steps=steps, warmup=_in_proportion(plan.train.warmup, ratio)),
+        save_every=every,
+        preview_every=every * max(1, round(plan.preview_every / plan.save_every)),
+        validate_every=max(1, round(plan.validate_every * ratio)),
+        notes=(*plan.notes, f"{steps} of {whole} steps fit into {minutes:g} minutes."),
+    )
+
+
+def _in_proportion(warmup: float, ratio: float) -> float:
+    return warmup if warmup < 1 else max(1, round(warmup * ratio))
+
+
+def _schedule(train: TrainConfig) -> str:
+    rising = warmup_steps(train.warmup, train.steps)
+    times = f" x {train.restarts}" if "restarts" in train.schedule else ""
+    return f"{train.schedule}{times}" + (f" after {rising} steps of warm-up" if rising else "")
+
+
+def _text(text: TextConfig) -> str:
+    parts = []
+    if text.encoder_rate:
+        until = f" for the first {text.encoder_stop:.0%}" if text.encoder_stop < 1 else ""
+        parts.append(f"text encoders at {text.encoder_rate:g} times the learning rate{until}")
+    if text.new_tokens:
+        parts.append(f"{text.new_tokens} new tokens at {text.token_rate:g} times")
+    return ", ".join(parts)
 
 
 def rounded(value: float) -> int:

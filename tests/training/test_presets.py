@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from lora_workbench.training.config import LoraConfig, TrainConfig
+from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.families import FAMILIES, FLUX, SDXL
-from lora_workbench.training.presets import LEARNING_RATES, PRESETS, ExpertSettings, plan, rounded
+from lora_workbench.training.presets import LEARNING_RATE, PRESETS, ExpertSettings, fitted, plan, rounded
 
 
 def planned(preset="character", family=SDXL, pictures=20, settings=None, **given):
@@ -19,7 +19,7 @@ def planned(preset="character", family=SDXL, pictures=20, settings=None, **given
 def test_zero_everywhere_gives_a_plan_within_the_limits_of_its_purpose(preset, family, pictures):
     made = planned(preset, family, pictures)
     assert PRESETS[preset].fewest_steps <= made.train.steps <= PRESETS[preset].most_steps
-    assert made.train.learning_rate == LEARNING_RATES[family.name]
+    assert made.train.learning_rate == LEARNING_RATE
     assert made.lora.rank == PRESETS[preset].rank and made.lora.scale == 1
     assert 7 <= made.train.steps / made.save_every <= 15
 
@@ -52,26 +52,64 @@ def test_steps_the_user_gave_are_not_divided_by_the_batch():
     assert planned(settings=ExpertSettings(batch_size=4), steps=100).train.steps == 100
 
 
-def test_every_expert_setting_arrives():
-    given = ExpertSettings(
-        layers="attention",
-        alpha=4.0,
-        batch_size=2,
-        accumulation=3,
-        schedule="cosine",
-        warmup=10,
-        weight_decay=0.1,
-        clip_norm=0.5,
-    )
-    made = planned(settings=given)
-    arrived = asdict(made.train) | asdict(made.lora)
-    wanted = {name: value for name, value in asdict(given).items() if name not in ("checkpointing", "save_precision")}
-    assert wanted.items() <= arrived.items()
+OTHER = {
+    "layers": "attention",
+    "schedule": "cosine with restarts",
+    "checkpointing": "on",
+    "save_precision": "bf16",
+    "kind": "loha",
+    "optimizer": "lion",
+    "timesteps": "shift",
+    "loss": "huber",
+    "huber_schedule": "constant",
+    "text_encoder_stop": 0.5,
+    "dropout": 0.1,
+    "ema": 0.9,
+    "timestep_high": 0.9,
+    "input_perturbation": 0.1,
+    "noise_offset": 0.05,
+    "multires_discount": 0.5,
+    "mask_floor": 0.2,
+    "timestep_low": 0.1,
+    "offload": 0.5,
+}
+"""A value for each setting that is neither a number that can be one larger nor a line of text."""
+RENAMED = {"text_encoder_rate": "encoder_rate", "text_encoder_stop": "encoder_stop"}
+READ_BY_NAME = {"checkpointing", "save_precision", "stop_after_minutes", "offload", "compile"}
+"""What is no part of the plan: the job reads it from the settings."""
+
+
+def different(name):
+    """A valid value of a setting that is not its default."""
+    default = getattr(ExpertSettings(), name)
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(default, bool):
+        return not default
+    return "some = 3" if isinstance(default, str) else default + 1
+
+
+def everything(made):
+    """All values of a plan by name."""
+    plain = {name: value for name, value in vars(made).items() if name not in ("lora", "train")}
+    train = vars(made.train)
+    return plain | vars(made.lora) | train | vars(train["objective"]) | vars(train["text"])
+
+
+@pytest.mark.parametrize("name", [name for name in asdict(ExpertSettings()) if name not in READ_BY_NAME])
+def test_every_expert_setting_arrives(name):
+    value = different(name)
+    assert value != getattr(ExpertSettings(), name)
+    made = planned(settings=ExpertSettings(**{name: value}), save_every=1)
+    assert everything(made)[RENAMED.get(name, name)] == value
 
 
 def test_the_defaults_are_those_of_the_configurations_they_become():
-    given, defaults = ExpertSettings(), asdict(TrainConfig()) | asdict(LoraConfig())
-    assert {name: getattr(given, name) for name in asdict(given).keys() & defaults.keys()}.items() <= defaults.items()
+    given = asdict(ExpertSettings())
+    for config in (TrainConfig, LoraConfig, ObjectiveConfig, TextConfig):
+        for name, value in asdict(config()).items():
+            name = next((ours for ours, theirs in RENAMED.items() if theirs == name), name)
+            assert given.get(name, value) == value, name
 
 
 @pytest.mark.parametrize(
@@ -82,12 +120,145 @@ def test_checkpoints_fall_on_numbers_people_can_read(value, expected):
     assert rounded(value) == expected
 
 
-def test_a_plan_says_itself_in_one_line():
+def test_a_plan_says_all_that_was_derived_in_short_lines():
     assert str(planned(steps=300, rank=8, settings=ExpertSettings(alpha=4, batch_size=2, accumulation=3))) == (
-        "300 steps at learning rate 0.0001, rank 8, alpha 4, attention + feed-forward, batch 2 x 3, "
-        "a checkpoint every 20 steps"
+        "300 steps at learning rate 0.00024, rank 8, alpha 4, attention + feed-forward, batch 2 x 3, "
+        "a checkpoint every 20 steps\n"
+        "lora, adamw, constant, noise levels automatic, loss l2, previews every 20 steps, no average"
     )
     assert "alpha 16, attention + feed-forward, batch 1, a" in str(planned(family=FLUX))
+    told = str(
+        planned(
+            "style",
+            steps=400,
+            settings=ExpertSettings(
+                schedule="cosine with restarts",
+                restarts=3,
+                warmup=0.05,
+                ema=0.99,
+                text_encoder_rate=0.5,
+                text_encoder_stop=0.25,
+                new_tokens=2,
+                validate_every=7,
+            ),
+        )
+    ).splitlines()
+    assert told[1] == (
+        "lora, adamw, cosine with restarts x 3 after 20 steps of warm-up, noise levels style, loss l2, "
+        "previews every 50 steps, validation every 7, averaged with decay 0.99"
+    )
+    assert told[2] == "text encoders at 0.5 times the learning rate for the first 25%, 2 new tokens at 1 times"
+    assert all(len(line) < 200 for line in told)
+
+
+def test_a_style_is_trained_more_at_low_noise_where_noise_levels_are_uniform_and_only_if_nobody_says_otherwise():
+    def levels(*arguments, **settings):
+        return planned(*arguments, settings=ExpertSettings(**settings)).train.objective.timesteps
+
+    assert levels("style", SDXL) == "style"
+    assert levels("style", FLUX) == levels("character", SDXL) == "automatic"
+    assert levels("style", SDXL, timesteps="uniform") == "uniform"
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [
+        ("adamw", 1e-4),
+        ("adamw 8-bit", 1e-4),
+        ("adafactor", 1e-4),
+        ("prodigy", 1.0),
+        ("lion", 3.3e-5),
+        ("schedule-free", 2e-4),
+    ],
+)
+def test_each_optimizer_gets_the_learning_rate_it_needs_and_a_given_one_wins(optimizer, rate):
+    settings = ExpertSettings(optimizer=optimizer)
+    assert planned(settings=settings).train.learning_rate == rate
+    assert planned(settings=settings, learning_rate=0.002).train.learning_rate == 0.002
+
+
+def test_a_step_over_more_pictures_is_larger_by_the_square_root_and_prodigys_is_not():
+    def rate(batch_size, optimizer="adamw"):
+        return planned(settings=ExpertSettings(batch_size=batch_size, optimizer=optimizer)).train.learning_rate
+
+    assert [rate(size) for size in (1, 4, 9, 16, 100)] == [1e-4, 2e-4, 3e-4, 4e-4, 4e-4]
+    assert rate(16, "prodigy") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "words"),
+    [
+        ({"optimizer": "prodigy"}, 1e-4, "1 is usual"),
+        ({"optimizer": "adamw"}, 1.0, "for Prodigy"),
+        ({"optimizer": "schedule-free", "ema": 0.9}, 0, "averages its averages"),
+    ],
+)
+def test_a_combination_that_is_seldom_meant_is_said_in_the_plan(settings, rate, words):
+    made = planned(settings=ExpertSettings(**settings), learning_rate=rate)
+    assert len(made.notes) == 1 and words in str(made).splitlines()[-1]
+    assert made.notes[0].endswith(".")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw 8-bit", "adafactor", "prodigy", "lion", "schedule-free"])
+def test_what_is_derived_needs_no_note(optimizer):
+    assert planned(settings=ExpertSettings(optimizer=optimizer)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"optimizer": "schedule-free", "schedule": "cosine"}, "schedule is 'cosine', but optimizer 'schedule-free' "),
+        ({"optimizer": "prodigy", "lora_plus": 16.0}, "lora_plus is '16.0', but optimizer 'prodigy' "),
+        ({"optimizer": "prodigy", "rates": "a = 2"}, "rates is 'a = 2', but optimizer 'prodigy' "),
+    ],
+)
+def test_a_combination_that_cannot_be_is_one_sentence(settings, start):
+    with pytest.raises(ValueError) as error:
+        planned(settings=ExpertSettings(**settings))
+    assert str(error.value).startswith(start) and str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+# The time box
+
+
+@pytest.mark.parametrize("minutes", [1.0, 3.0, 20.0, 59.0, 90.0, 10_000.0])
+@pytest.mark.parametrize(("step", "save"), [(1.0, 0.0), (2.0, 30.0), (0.1, 40.0), (15.0, 5.0)])
+def test_a_time_box_is_filled_and_never_overrun(minutes, step, save):
+    whole = planned(settings=ExpertSettings(warmup=100, schedule="cosine"))
+    if step + save > 60 * minutes:
+        pytest.skip("covered by the test of the sentence")
+    made = fitted(whole, minutes, step, save)
+    taken = made.train.steps * step + -(-made.train.steps // made.save_every) * save
+    assert taken <= 60 * minutes + 1e-6
+    assert made.train.steps == whole.train.steps or taken > 60 * minutes - step - save
+    assert made.train.steps <= whole.train.steps
+
+
+def test_a_time_box_fits_schedule_and_intervals_in_proportion():
+    settings = ExpertSettings(warmup=100, schedule="cosine", preview_every=400, validate_every=100)
+    whole = planned(settings=settings)
+    made = fitted(whole, 20, 2.0, 0.0)
+    assert (whole.train.steps, made.train.steps) == (2000, 600)
+    assert (made.train.warmup, made.save_every, made.preview_every, made.validate_every) == (30, 60, 120, 30)
+    assert made.notes == ("600 of 2000 steps fit into 20 minutes.",)
+    assert fitted(planned(settings=ExpertSettings(warmup=0.1)), 20, 2.0, 0.0).train.warmup == 0.1
+
+
+def test_checkpoints_take_a_quarter_of_a_time_box_at_most():
+    made = fitted(planned(), 10, 0.1, 60.0)
+    assert -(-made.train.steps // made.save_every) == 2
+
+
+def test_a_time_box_that_is_long_enough_changes_nothing():
+    assert fitted(planned(), 1000, 1.0, 10.0) == planned()
+
+
+def test_a_time_box_too_short_for_anything_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^stop_after_minutes is 1, but one step and one checkpoint take 1.5 minutes"):
+        fitted(planned(), 1, 60, 30)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +281,16 @@ def test_a_value_out_of_range_is_named_with_its_range(given, words):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("checkpointing", "yes"), ("save_precision", "fp8"), ("batch_size", 0), ("schedule", "linear"), ("layers", "all")],
+    [
+        ("checkpointing", "yes"),
+        ("save_precision", "fp8"),
+        ("batch_size", 0),
+        ("schedule", "fast"),
+        ("optimizer", "sgd"),
+        ("offload", 2.0),
+        ("kind", "x"),
+        ("layers", "all"),
+    ],
 )
 def test_an_expert_setting_that_cannot_be_is_named(setting, value):
     with pytest.raises(ValueError, match=f"^{setting} is .*, but must be "):

@@ -44,8 +44,9 @@ def element_errors(config: ObjectiveConfig, predicted: Tensor, wanted: Tensor, t
     difference = predicted.float() - wanted.float()
     if config.loss == L2:
         return difference.square()
-    c = per_sample(threshold.float(), difference)
-    root = 2 * ((difference.square() + c.square()).sqrt() - c)
+    c, square = per_sample(threshold.float(), difference), difference.square()
+    # sqrt(d^2 + c^2) - c, without the small difference of two large numbers.
+    root = 2 * square / ((square + c.square()).sqrt() + c)
     return c * root if config.loss == HUBER else root
 
 

@@ -8,20 +8,25 @@ import torch
 from torch import Tensor
 
 from .identity import identity_of
+from .new_tokens import NewTokens
 from .progress import throw_if_cancelled
+from .text_encoders import entries_of, literal_tokens
 
 
 class GraphEncoder:
     """Pictures through the VAE into the model's own latent space, captions through the CLIP as at inference."""
 
-    def __init__(self, model, clip, vae) -> None:
-        self._model, self._clip = model, clip
+    def __init__(self, model, clip, vae, new_tokens: NewTokens | None = None) -> None:
+        """With `new_tokens` captions are encoded with these, as they begin, in place of trigger words."""
+        self._model, self._clip, self._new_tokens = model, clip, new_tokens
         # On a shallow copy the fallback to tiles can be refused without touching the user's VAE.
         self._vae = copy.copy(vae)
         for name in ("encode_tiled", "encode_tiled_", "encode_tiled_1d", "encode_tiled_3d"):
             setattr(self._vae, name, _refuse_tiles)
         self.latents_key = f"{identity_of(vae.patcher)}-{type(model.model.latent_format).__name__}"
         self.text_key = f"{identity_of(clip.patcher)}-{clip.layer_idx}"
+        if new_tokens is not None:
+            self.text_key += f"-{new_tokens.key}"
 
     def latents(self, pixels: Tensor) -> Tensor:
         """(H, W, 3) float in 0..1 -> (C, H/8, W/8) float32 in model space: the mean of the posterior, scaled."""
@@ -34,10 +39,13 @@ class GraphEncoder:
         """The conditioning of a caption, word for word: brackets are letters here, not prompt weights."""
         throw_if_cancelled()
         with torch.inference_mode():
-            tokens = self._clip.tokenize(caption, disable_weights=True)
-            encoded = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
-        encoded["cross_attn"] = encoded.pop("cond")
-        return {name: value[0].float().cpu() for name, value in encoded.items() if isinstance(value, Tensor)}
+            encoded = self._clip.encode_from_tokens(self._tokens(caption), return_pooled=True, return_dict=True)
+            return {name: value.cpu() for name, value in entries_of(encoded).items()}
+
+    def _tokens(self, caption: str) -> dict:
+        if self._new_tokens is None:
+            return literal_tokens(self._clip, caption)
+        return self._new_tokens.filled(caption, self._new_tokens.rows())
 
     def check(self, family_title: str, network_context: int | None, pooled: int | None) -> None:
         """ValueError when this VAE or this CLIP does not give what the model takes, before anything is encoded."""

@@ -1,8 +1,13 @@
-"""What the CLIP of an image model says about the captions that the model was trained on."""
+"""What the CLIP of an image model says about captions, and how it reads them word for word."""
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from ...captioning.style import SENTENCES, style_of
+
+CLIP_ENCODERS = ("clip_l", "clip_g")
+"""Names of the text encoders that can be trained, in ComfyUI's words; they are those of embedding files too."""
 
 
 def style_for(clip) -> str:
@@ -10,3 +15,28 @@ def style_for(clip) -> str:
     if clip is None:
         return SENTENCES
     return style_of({name for name, _ in clip.cond_stage_model.named_children()})
+
+
+def encoders_of(clip) -> dict[str, nn.Module]:
+    """Name -> text encoder, in the order of the CLIP; each holds its network as `transformer`."""
+    named = clip.cond_stage_model.named_children()
+    return {name: encoder for name, encoder in named if hasattr(encoder, "transformer")}
+
+
+def literal_tokens(clip, text: str) -> dict:
+    """The tokens of a text, word for word: brackets are letters here, not prompt weights."""
+    try:
+        return clip.tokenize(text, disable_weights=True)
+    except TypeError as error:
+        if "disable_weights" not in str(error):
+            raise
+    # Tokenizers of chat models disable weights themselves, and then refuse to be told. Escaped brackets are letters
+    # to every tokenizer, whether it knows weights or not.
+    unescaped = text.replace("\\(", "(").replace("\\)", ")")
+    return clip.tokenize(unescaped.replace("(", "\\(").replace(")", "\\)"))
+
+
+def entries_of(encoded: dict) -> dict[str, Tensor]:
+    """What the network is told about one text, by name, without the dimension of the batch."""
+    named = {"cross_attn": encoded["cond"], **{name: value for name, value in encoded.items() if name != "cond"}}
+    return {name: value[0].float() for name, value in named.items() if isinstance(value, Tensor)}

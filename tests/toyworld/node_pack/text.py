@@ -11,6 +11,7 @@ import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models_base
 import comfy.text_encoders.flux
+import folder_paths
 import numpy
 import torch
 
@@ -40,7 +41,7 @@ def sdxl_clip(seed: int) -> comfy.sd.CLIP:
     """CLIP-L and CLIP-G, each 64 wide: context (77, 128), pooled (64,)."""
     target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
     options = {"dtype": torch.float32, "clip_l_model_config": CLIP_CONFIG, "clip_g_model_config": CLIP_CONFIG}
-    clip = comfy.sd.CLIP(target, model_options=options)
+    clip = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), model_options=options)
     _write_clip(clip.cond_stage_model.clip_l.transformer, seed)
     _write_clip(clip.cond_stage_model.clip_g.transformer, seed + 1)
     return clip
@@ -52,7 +53,12 @@ def flux_clip(seed: int) -> comfy.sd.CLIP:
         comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.flux_clip()
     )
     options = {"dtype": torch.float32, "clip_l_model_config": CLIP_CONFIG, "t5xxl_model_config": T5_CONFIG}
-    clip = comfy.sd.CLIP(target, tokenizer_data={"t5xxl_min_length": T5_TOKENS}, model_options=options)
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"t5xxl_min_length": T5_TOKENS},
+        model_options=options,
+    )
     _write_clip(clip.cond_stage_model.clip_l.transformer, seed)
     _write_t5(clip.cond_stage_model.t5xxl.transformer, seed + 1)
     return clip

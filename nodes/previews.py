@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..training.figures import labelled_grid
+from ..training.loop import Snapshot
 from ..training.run import Checkpoint, TrainingRun
 from ..training.whole_file import write_atomically
 from .host import loras
@@ -49,6 +50,17 @@ class Previews:
         pictures = self._row(checkpoint, progress)
         progress.show(pictures[0])
 
+    def show_unsaved(
+        self, snapshot: Snapshot, write_lora: Callable[[Path, Snapshot], None], progress: Progress
+    ) -> None:
+        """Make the pictures of a step that has no checkpoint, from a LoRA file that is gone afterwards."""
+        path = self._run.folder / "preview.safetensors"
+        try:
+            write_lora(path, snapshot)
+            self.show(Checkpoint(snapshot.step, str(path), path.name), progress)
+        finally:
+            path.unlink(missing_ok=True)
+
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
         shown = spread(checkpoints, MOST_COLUMNS - 1)
@@ -58,16 +70,20 @@ class Previews:
         return labelled_grid(rows, headings, self._prompts)
 
     def _row(self, checkpoint: Checkpoint | None, progress: Progress) -> list[Image.Image]:
+        step = checkpoint.step if checkpoint else 0
         paths = [self._path(checkpoint, prompt) for prompt in self._prompts]
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         if missing:
             self.encode_prompts(progress)
-            progress.phase(f"Making the previews of step {checkpoint.step if checkpoint else 0}")
+            progress.phase(f"Making the previews of step {step}")
             with self._model(checkpoint) as model:
                 for number in missing:
                     throw_if_cancelled()
                     picture = self._sample(model, number)
                     write_atomically(paths[number], png_bytes(picture))
+                    progress.live.preview(step, self._prompts[number], paths[number])
+        for prompt, path in zip(self._prompts, paths, strict=True):
+            progress.live.preview(step, prompt, path)
         return [Image.open(path).convert("RGB") for path in paths]
 
     @contextmanager

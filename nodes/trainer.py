@@ -10,6 +10,7 @@ from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
 from . import job
 from .host import loras
+from .host.live import LiveRun, mean_of
 from .host.progress import Progress
 from .pictures import to_image
 from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK
@@ -144,8 +145,10 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             start_over=resume == START_OVER,
             settings=settings or ExpertSettings(),
         )
-        progress = Progress(cls.hidden.unique_id)
-        result = job.execute(request, progress)
+        live = LiveRun(cls.hidden.unique_id, name)
+        progress = Progress(cls.hidden.unique_id, live)
+        with live:
+            result = job.execute(request, progress)
         # The frontend goes on showing the last live picture instead of the node's own, so that is the strip too.
         progress.show(result.previews)
         checkpoints = result.run.result(result.plan.train.steps, dataset.trigger_word)
@@ -167,12 +170,6 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             report(result, dataset),
             ui=ui.PreviewImage(previews, cls=cls),
         )
-
-
-def mean_of(validation: list[list[float]]) -> float:
-    """The mean over all pictures and noise levels."""
-    levels = [level for picture in validation for level in picture]
-    return sum(levels) / len(levels)
 
 
 def report(result: job.Result, dataset) -> str:

@@ -69,6 +69,11 @@ def handed_folder() -> Path:
     return output_folder() / "lora_workbench" / "datasets"
 
 
+def runs_folder() -> Path:
+    """Where every training keeps its record, state, metrics and previews, in a folder of its name."""
+    return output_folder() / "lora_workbench" / "runs"
+
+
 def regularization_folder() -> Path:
     """Where the pictures of classes are kept, in a folder for each model, prompt and settings."""
     return output_folder() / "lora_workbench" / "regularization"

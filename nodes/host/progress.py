@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import comfy.model_management as mm
 import comfy.utils
@@ -11,8 +12,9 @@ from PIL import Image
 from server import PromptServer
 
 from ...training.loop import Step
-
-_finish_requests: set[str] = set()
+from . import controls
+from .controls import Controls
+from .live import LiveRun
 
 
 def throw_if_cancelled() -> None:
@@ -21,19 +23,26 @@ def throw_if_cancelled() -> None:
 
 
 def request_finish(node_id: str) -> None:
-    """Ask the training on a node to stop after the current step and let the graph go on with what there is."""
-    _finish_requests.add(node_id)
+    """Ask the training on a node, if there is one, to stop after the current step and let the graph go on."""
+    with suppress(controls.NotPossible):
+        controls.ask(node_id, "finish")
 
 
 class Progress:
-    """The progress bar and the line of text on one node."""
+    """The progress bar and the line of text on one node, and what its panel shows where it has one."""
 
-    def __init__(self, node_id: str | None) -> None:
+    def __init__(self, node_id: str | None, live: LiveRun | None = None) -> None:
         self.node_id = node_id
+        self.live = live or LiveRun(None)
         self._bar: comfy.utils.ProgressBar | None = None
 
     def phase(self, text: str) -> None:
         """Say what is being done."""
+        self.live.phase(text)
+        self.line(text)
+
+    def line(self, text: str) -> None:
+        """Show a line of text on the node."""
         if self.node_id is not None and getattr(PromptServer, "instance", None) is not None:
             PromptServer.instance.send_progress_text(text, self.node_id)
 
@@ -51,13 +60,20 @@ class Progress:
     def encoding(self, what: str, done: int, total: int) -> None:
         """Report the cache's progress and stop when the user pressed cancel."""
         throw_if_cancelled()
-        self.phase(f"{what.capitalize()}: {done} of {total}")
+        self.line(f"{what.capitalize()}: {done} of {total}")
+        self.live.phase(what.capitalize(), done, total)
         self.update(done, total)
 
 
-def watched(steps: Iterable[Step], progress: Progress, total: int) -> Iterator[Step]:
-    """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps."""
-    _finish_requests.discard(progress.node_id)
+def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Controls | None = None) -> Iterator[Step]:
+    """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps.
+
+    `requests` are the open controls of the node; without them the steps have controls of their own.
+    """
+    if requests is None:
+        with Controls(progress.node_id, progress.live.touched) as requests:
+            yield from watched(steps, progress, total, requests)
+        return
     pace = smoothed = None
     started = time.perf_counter()
     for step in steps:
@@ -65,15 +81,15 @@ def watched(steps: Iterable[Step], progress: Progress, total: int) -> Iterator[S
         pace = took if pace is None else 0.9 * pace + 0.1 * took
         if not step.skipped:
             smoothed = step.loss if smoothed is None else 0.95 * smoothed + 0.05 * step.loss
+        progress.live.step(step, pace)
         # Drawing progress may raise ComfyUI's interrupt: by then the step must have been handed on.
         yield step
-        progress.phase(training_line(step.number, total, pace, smoothed))
+        progress.line(training_line(step.number, total, pace, smoothed))
         progress.update(step.number, total)
         # What happens between two steps (saving, previews) is no part of the pace.
         started = time.perf_counter()
         throw_if_cancelled()
-        if progress.node_id in _finish_requests:
-            _finish_requests.discard(progress.node_id)
+        if requests.take("finish"):
             return
 
 

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import wraps
+
 from aiohttp import web
 from server import PromptServer
 
-from . import review
+from . import controls, live, review
 from .progress import request_finish
+from .requests import Handler, Refusal, refuse_other_sites
+
+TRAINING = "/lora_workbench/training/{node_id}"
+LONGEST_ID = LONGEST_NAME = 100
 
 
 def register() -> None:
-    """Add the routes to the running server's.
-
-    POST /lora_workbench/finish {"node_id": "7"}: the training on that node stops after its current step. Those below
-    /lora_workbench/review are the caption review's.
-    """
+    """Add the routes to the running server's, those of the caption review among them."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        server.routes.post("/lora_workbench/finish")(_finish)
+        add_training(server.routes)
         review.register(server.routes)
+
+
+def add_training(routes: web.RouteTableDef) -> None:
+    """Add the routes of the training on a node.
+
+    GET /lora_workbench/training/7?name=my_lora answers the live state of node 7, or of its last run of that name.
+    POST /lora_workbench/training/7/finish, also save, preview, pause and resume, asks that training to do so, and
+    answers 409 when it cannot. POST /lora_workbench/finish {"node_id": "7"} is the first of these without the 409.
+    """
+    routes.post("/lora_workbench/finish")(_answering(_finish))
+    routes.get(TRAINING)(_answering(_state))
+    routes.post(f"{TRAINING}/{{action}}")(_answering(_ask))
+
+
+def _answering(handler: Handler) -> Handler:
+    """The handler for this server's own pages and programs, with every error as a sentence in JSON."""
+
+    @wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            refuse_other_sites(request, "A training can be asked")
+            return await handler(request)
+        except Refusal as refusal:
+            return web.json_response({"error": str(refusal)}, status=refusal.status)
+
+    return answer
+
+
+def _node_id(value: object) -> str:
+    if not isinstance(value, str) or not value or len(value) > LONGEST_ID:
+        raise Refusal(400, "node_id must be the id of the training node, as text.")
+    return value
 
 
 async def _finish(request: web.Request) -> web.Response:
     body = await request.json()
-    node_id = body.get("node_id") if isinstance(body, dict) else None
-    if not isinstance(node_id, str) or not node_id or len(node_id) > 100:
-        return web.json_response({"error": "node_id must be the id of the training node, as text."}, status=400)
+    node_id = _node_id(body.get("node_id") if isinstance(body, dict) else None)
     request_finish(node_id)
     return web.json_response({"finishing": node_id})
+
+
+async def _state(request: web.Request) -> web.Response:
+    node_id, name = _node_id(request.match_info["node_id"]), request.query.get("name")
+    if name is not None and len(name) > LONGEST_NAME:
+        raise Refusal(400, f"name must be the name of a LoRA, of at most {LONGEST_NAME} characters.")
+    # An earlier run is read from its folder, which may take a while.
+    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, live.state_of, node_id, name))
+
+
+async def _ask(request: web.Request) -> web.Response:
+    node_id, action = _node_id(request.match_info["node_id"]), request.match_info["action"]
+    if action not in controls.ACTIONS:
+        raise Refusal(404, f"'{action[:50]}' is nothing a training can be asked: use {', '.join(controls.ACTIONS)}.")
+    try:
+        controls.ask(node_id, action)
+    except controls.NotPossible as reason:
+        raise Refusal(409, str(reason)) from None
+    return web.json_response({"node_id": node_id, "asked": action})

@@ -1,0 +1,297 @@
+"""What a training on a node looks like right now, for the panel on that node and for anyone who asks by HTTP."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import OrderedDict
+from glob import escape
+from pathlib import Path
+from urllib.parse import urlencode
+
+import comfy.model_management as mm
+import psutil
+import torch
+from server import PromptServer
+
+from ...training.loop import Step
+from ...training.run import TrainingRun, safe_name
+from . import controls, folders
+from .series import Series
+
+EVENT = "lora_workbench.training"
+INTERVAL = 0.25
+"""Seconds between two events at least."""
+MOST_POINTS = {"loss": 400, "smoothed": 400, "validation": 200, "rate": 100}
+MOST_PREVIEWS = 400
+MOST_NOTES = 50
+MOST_RUNS = 16
+SMOOTHING = 0.95
+
+_runs: OrderedDict[tuple[str, str], LiveRun] = OrderedDict()
+_runs_lock = threading.Lock()
+
+
+class LiveRun:
+    """The state of the training on one node, safe to read from any thread. Without a node id nobody hears of it.
+
+    Inside ``with`` it is that node's newest run; leaving says how it ended: finished, cancelled or failed.
+    """
+
+    def __init__(self, node_id: str | None, name: str = "") -> None:
+        self.node_id, self.name = node_id, name
+        self._lock = threading.RLock()
+        self._facts: dict = {"node_id": node_id, "name": name, "run": "", "status": "preparing", "phase": ""}
+        self._facts |= {"done": None, "of": None, "step": 0, "total": None, "seconds_per_step": None}
+        self._facts |= {"learning_rate": None, "plan": "", "message": ""}
+        self._series = {key: Series(most) for key, most in MOST_POINTS.items()}
+        self._lists: dict[str, list] = {"previews": [], "notes": []}
+        self._sent = dict.fromkeys((*self._series, *self._lists), 0)
+        self._number = 0
+        self._sent_at = 0.0
+        self._timer: threading.Timer | None = None
+        self._smooth = math.nan
+        self._peak = 0
+        self._id = f"{time.time_ns():x}"
+
+    def __enter__(self) -> LiveRun:
+        _remember(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        step, total = self._facts["step"], self._facts["total"]
+        if kind is None:
+            early = total is not None and step < total
+            message = f"Finished early at step {step:,} of {total:,}; queue again to go on." if early else ""
+            self._tell(status="finished", message=message)
+        elif issubclass(kind, mm.InterruptProcessingException):
+            kept = f"Step {step:,} is kept; queue again to go on." if step else "No step was done yet."
+            self._tell(status="cancelled", message=f"Cancelled. {kept}")
+        else:
+            self._tell(status="failed", message=str(error) or kind.__name__)
+        self._tell(phase="", done=None, of=None)
+
+    # What the training tells
+
+    def phase(self, text: str, done: int | None = None, of: int | None = None) -> None:
+        """What is being done, and how much of it."""
+        self._tell(phase=text, done=done, of=of)
+
+    def plan(self, text: str) -> None:
+        """What will be trained, in a line."""
+        self._tell(plan=text)
+
+    def opened(self, run: TrainingRun, total: int | None) -> None:
+        """The run on disk that goes on here up to step `total`: what it did before is part of the picture."""
+        with self._lock:
+            for number, loss in run.losses():
+                self._add_loss(number, loss)
+            measured = [(0, run.base_validation), *((entry.step, entry.validation) for entry in run.checkpoints())]
+            for number, values in measured:
+                if values:
+                    self._add("validation", number, mean_of(values))
+            for path in sorted((run.folder / "previews").glob("*.png")):
+                self._add_preview(int(path.name.split("_")[0]), "", path)
+            self._tell(run=run.name, step=run.step, total=total)
+
+    def step(self, step: Step, seconds: float) -> None:
+        """A step is done; `seconds` is the pace of late."""
+        with self._lock:
+            if not step.skipped:
+                self._add_loss(step.number, step.loss)
+            self._add("rate", step.number, step.learning_rate)
+            facts = {"step": step.number, "seconds_per_step": seconds, "learning_rate": step.learning_rate}
+            self._tell(status="training", phase="Training", done=None, of=None, **facts)
+
+    def validation(self, step: int, mean: float) -> None:
+        """The mean loss of the held-out pictures after a step; step 0 is the untrained base."""
+        with self._lock:
+            self._add("validation", step, mean)
+            self._tell()
+
+    def preview(self, step: int, prompt: str, path: Path) -> None:
+        """A preview of that step is in a file below ComfyUI's output folder."""
+        with self._lock:
+            self._add_preview(step, prompt, path)
+            self._tell()
+
+    def note(self, text: str) -> None:
+        """Something the user should know: a roll-back, a knob that moved."""
+        with self._lock:
+            notes = self._lists["notes"]
+            notes.append({"step": self._facts["step"], "text": text})
+            if len(notes) > MOST_NOTES:
+                del notes[0]
+                self._sent["notes"] = 0
+            self._tell()
+
+    def touched(self) -> None:
+        """Something changed that is not told here: what the user asked for."""
+        self._tell()
+
+    # What others see
+
+    def state(self) -> dict:
+        """Everything there is to show, ready for JSON."""
+        with self._lock:
+            return {**self._now(), **{key: list(self._values(key)) for key in self._sent}}
+
+    def _add(self, key: str, step: int, value: float) -> None:
+        if self._series[key].add(step, significant(value)):
+            self._sent[key] = 0
+
+    def _add_loss(self, step: int, loss: float) -> None:
+        smooth = self._smooth
+        if math.isfinite(loss):
+            self._smooth = loss if math.isnan(smooth) else SMOOTHING * smooth + (1 - SMOOTHING) * loss
+        self._add("loss", step, loss)
+        self._add("smoothed", step, self._smooth)
+
+    def _add_preview(self, step: int, prompt: str, path: Path) -> None:
+        shown, address = self._lists["previews"], view_address(path)
+        preview = {"step": step, "prompt": prompt, "url": address}
+        if address is None or preview in shown:
+            return
+        file = address.split("&v=")[0]
+        kept = [entry for entry in shown if entry["url"].split("&v=")[0] != file]
+        kept.append(preview)
+        kept.sort(key=lambda entry: entry["step"])
+        if kept[: len(shown)] != shown or len(kept) > MOST_PREVIEWS:
+            self._sent["previews"] = 0
+        self._lists["previews"] = kept[:1] + kept[1:][-MOST_PREVIEWS + 1 :]
+
+    def _values(self, key: str) -> list:
+        return self._series[key].points if key in self._series else self._lists[key]
+
+    def _now(self) -> dict:
+        """All but the curves, previews and notes."""
+        facts, asked = dict(self._facts), controls.of(self.node_id)
+        pace, total = facts["seconds_per_step"], facts["total"]
+        left = None if pace is None or total is None else max(0.0, (total - facts["step"]) * pace)
+        ended = facts["status"] not in ("preparing", "training")
+        open_ = None if ended or asked is None else asked
+        if open_ and open_.waiting:
+            facts |= {"status": "paused", "phase": "Paused"}
+        return {
+            **facts,
+            "id": self._id,
+            "number": self._number,
+            "seconds_per_step": significant(pace),
+            "seconds_left": significant(left),
+            "memory": None if ended else self._memory(),
+            "asked": open_.asked() if open_ else [],
+            "paused": open_.paused() if open_ else False,
+            "possible": open_.possible() if open_ else [],
+        }
+
+    def _memory(self) -> dict:
+        device = mm.get_torch_device()
+        if device.type == "cpu":
+            kind, used, free = "RAM", psutil.Process().memory_info().rss, psutil.virtual_memory().available
+        else:
+            free = mm.get_free_memory(torch.device(device))
+            kind, used = "GPU", mm.get_total_memory(device) - free
+        self._peak = max(self._peak, used)
+        return {"kind": kind, "used": int(used), "peak": int(self._peak), "free": int(free)}
+
+    def _tell(self, **facts: object) -> None:
+        with self._lock:
+            self._facts |= facts
+            if self.node_id is None or self._timer is not None:
+                return
+            wait = self._sent_at + INTERVAL - time.monotonic()
+            if wait <= 0:
+                self._send()
+            else:
+                self._timer = threading.Timer(wait, self._send)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _send(self) -> None:
+        """One event with what is new: a list in it takes the place of all from its `from` on."""
+        server = getattr(PromptServer, "instance", None)
+        with self._lock:
+            self._timer = None
+            self._number += 1
+            self._sent_at = time.monotonic()
+            event = self._now()
+            for key, start in self._sent.items():
+                values = self._values(key)
+                if start < len(values) or start == 0:
+                    event[key] = {"from": start, "values": values[start:]}
+                self._sent[key] = len(values)
+            if server is not None:
+                server.send_sync(EVENT, event)
+
+
+def _remember(run: LiveRun) -> None:
+    if run.node_id is None:
+        return
+    with _runs_lock:
+        _runs.pop((run.node_id, run.name), None)
+        _runs[run.node_id, run.name] = run
+        while len(_runs) > MOST_RUNS:
+            _runs.popitem(last=False)
+
+
+def state_of(node_id: str, name: str | None) -> dict:
+    """The state of the newest run of a node, of that name when one is given; else as the run's folder tells it.
+
+    Its status is "idle" when there is none.
+    """
+    with _runs_lock:
+        found = [run for (node, of), run in _runs.items() if node == node_id and name in (None, of)]
+    run = found[-1] if found else past(node_id, name or "")
+    return run.state()
+
+
+def past(node_id: str, name: str) -> LiveRun:
+    """A run of an earlier session, read from its folder; an empty one when there is none."""
+    live = LiveRun(node_id, name)
+    run = newest_run(name)
+    live._facts["status"] = "idle" if run is None else "past"
+    if run is not None:
+        live.opened(run, None)
+    return live
+
+
+def newest_run(name: str) -> TrainingRun | None:
+    """The run of that typed name that was written last; None when there is none that can be read."""
+    try:
+        title = safe_name(name)
+    except ValueError:
+        return None
+    found = []
+    for record in folders.runs_folder().glob(f"{escape(title)}*/record.json"):
+        try:
+            values = json.loads(record.read_text("utf-8"))
+            if values["title"] == title:
+                found.append((record.stat().st_mtime_ns, record.parent, values))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    _, folder, values = max(found, key=lambda entry: entry[0], default=(0, None, None))
+    return None if folder is None else TrainingRun(folder, folders.loras_folder(), values)
+
+
+def view_address(path: Path) -> str | None:
+    """Where ComfyUI serves a file of its output folder, below its own address; None for any other file."""
+    try:
+        place = path.resolve().relative_to(folders.output_folder().resolve())
+        changed = path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return None
+    names = {"filename": place.name, "subfolder": place.parent.as_posix(), "type": "output"}
+    return f"/view?{urlencode(names)}&v={changed:x}"
+
+
+def mean_of(validation: list[list[float]]) -> float:
+    """The mean over all pictures and noise levels."""
+    levels = [level for picture in validation for level in picture]
+    return sum(levels) / len(levels)
+
+
+def significant(value: float | None) -> float | None:
+    """Six digits of a number; None for what is no finite number, which JSON cannot say."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -1,9 +1,13 @@
 """A run on disk: its record, its checkpoints, and the state from which it goes on.
 
-<runs>/<name>/record.json         what was trained, on what, and every checkpoint
-<runs>/<name>/metrics.jsonl       one line a step
-<runs>/<name>/state.safetensors   the newest snapshot: adapters and optimizer, float32
+<runs>/<name>/record.json                  what was trained, on what, every checkpoint and every validation
+<runs>/<name>/metrics.csv                  one line a step (metrics.py)
+<runs>/<name>/state.safetensors            the newest snapshot, and beside it the one before (state.py)
 <loras>/<name>/<name>_000100.safetensors
+<loras>/<name>/<name>_000100_ema.safetensors, <name>_last3.safetensors      averages, where asked for
+
+A checkpoint counts once its state is whole. It is written in this order: LoRA file, its entry in the record, state, the
+record's step; so a kill at any moment leaves the run at this checkpoint or at the one before, and nothing in between.
 """
 
 from __future__ import annotations
@@ -14,19 +18,26 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file
 
+from . import lora_file, state
+from .description import OURS, read
 from .loop import Snapshot, Step
-from .whole_file import write_atomically
+from .lora import Adapters
+from .metrics import Metrics, Point
+from .whole_file import remove_leftovers, write_atomically
 
+EMA = "EMA"
 LONGEST_NAME = 100
 """Bytes."""
+
+MOMENT = 2.0
+"""Seconds a user who pressed cancel may be kept waiting."""
 
 Validation = list[list[float]]
 """Loss per held-out picture and noise level."""
@@ -34,13 +45,17 @@ Validation = list[list[float]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A written LoRA file: after which step, where, its training loss since the one before, and its validation."""
+    """A written LoRA file: after which step, where, its training loss since the one before, and its validation.
+
+    `average` says of what the file is an average, "EMA" or "last 3"; it is empty for the weights as trained.
+    """
 
     step: int
     path: str
     lora_name: str
     loss: float | None = None
     validation: Validation | None = None
+    average: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,14 @@ class Checkpoints:
     trigger_word: str
     entries: tuple[Checkpoint, ...]
     base_validation: Validation | None = None
+    averages: tuple[Checkpoint, ...] = ()
+
+
+class WriteLora(Protocol):
+    """How a snapshot becomes a LoRA file."""
+
+    def __call__(self, path: Path, snapshot: Snapshot, average: str = "") -> None:
+        """Write the snapshot's weights to `path`, whole or not at all; `average` is said in the file."""
 
 
 def safe_name(name: str) -> str:
@@ -72,6 +95,9 @@ class TrainingRun:
 
     def __init__(self, folder: Path, loras: Path, record: dict) -> None:
         self.folder, self.loras, self._record = folder, loras, record
+        self.metrics = Metrics(folder)
+        self.slowdown = 1.0
+        """The factor on the learning rate after roll-backs: part of the state, given back by `resume()`."""
 
     @classmethod
     def open(cls, runs: Path, loras: Path, name: str, identity: dict, *, start_over: bool = False) -> TrainingRun:
@@ -103,96 +129,199 @@ class TrainingRun:
 
     @property
     def step(self) -> int:
-        """How far the newest state is."""
-        return self._record["step"]
+        """How far the run is: as far as its newest state, or as its record where the states were deleted."""
+        step = state.step_of(self.folder)
+        return self._record["step"] if step is None else step
 
     @property
     def base_validation(self) -> Validation | None:
-        return self._record.get("base_validation")
+        return dict(self.validations()).get(0)
+
+    def validations(self) -> list[tuple[int, Validation]]:
+        """(step, loss per held-out picture and noise level) wherever it was measured, the untrained base at step 0."""
+        step = self.step
+        return sorted((at, values) for at, values in self._record.get("validations", ()) if at <= step)
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The checkpoints whose files are still there, in order; also where the loras folder has been moved."""
-        entries = (Checkpoint(**entry) for entry in self._record["checkpoints"])
+        return self._entries("checkpoints")
+
+    def averages(self) -> tuple[Checkpoint, ...]:
+        """The files that hold averages: EMA at each checkpoint, and of the last checkpoints."""
+        return self._entries("averages")
+
+    def _entries(self, kind: str) -> tuple[Checkpoint, ...]:
+        measured = dict(self._record.get("validations", ()))
+        entries = (Checkpoint(**entry) for entry in self._record.get(kind, ()))
         placed = (
             entry if Path(entry.path).is_file() else replace(entry, path=str(self.loras / entry.lora_name))
             for entry in entries
         )
-        return tuple(entry for entry in placed if Path(entry.path).is_file())
+        return tuple(
+            entry if entry.average else replace(entry, validation=measured.get(entry.step))
+            for entry in placed
+            if Path(entry.path).is_file()
+        )
+
+    def points(self) -> list[Point]:
+        """The metrics of every step that counts: what a stopped run trained past its state is left out."""
+        return self.metrics.read(self.step)
 
     def losses(self) -> list[tuple[int, float]]:
-        """(step, loss) of every step that counts: what a stopped run trained past its state is left out."""
-        latest: dict[int, float] = {}
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-            # A crash can leave half a line; what is lost is one point of a chart.
-            with suppress(ValueError):
-                entry = json.loads(line)
-                if entry["step"] <= self.step and entry["loss"] is not None:
-                    latest[entry["step"]] = entry["loss"]
-        return sorted(latest.items())
+        """(step, loss) of every step that counts and was not skipped."""
+        return [(point.step, point.loss) for point in self.points() if point.loss is not None]
+
+    def begin(self) -> None:
+        """Write the record of a new run before anything else, so that a killed one is found again under its name.
+
+        What a killed process was writing is removed; a run is written by one process at a time.
+        """
+        remove_leftovers([self.folder, self.folder / "previews", self.loras / self.name])
+        if not (self.folder / "record.json").is_file():
+            self._write_record()
 
     def resume(self) -> Snapshot | None:
-        """The newest state, or None when there is none; ValueError when it is damaged."""
-        path = self.folder / "state.safetensors"
-        if not path.is_file() or not self.step:
+        """The newest state that is whole, or None when there is none; ValueError when there are only damaged ones."""
+        found = state.read(self.folder)
+        if found is None:
             return None
-        parts: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "optimizer": {}}
-        try:
-            with safe_open(path, framework="pt") as file:
-                step = int(file.metadata()["step"])
-                for key in file.keys():  # noqa: SIM118 - it is no dict and cannot be iterated
-                    part, name = key.split("/", 1)
-                    parts[part][name] = file.get_tensor(key)
-        except SafetensorError as error:
-            raise ValueError(f"The state '{path}' cannot be read ({error}): set resume to 'start over'.") from error
-        return Snapshot(step, **parts)
+        snapshot, self.slowdown, damaged = found
+        if damaged:
+            self.add_note(f"The newest state was damaged and set aside; training went on from step {snapshot.step}.")
+        return snapshot
+
+    def back_to(self, step: int, slowdown: float) -> None:
+        """Go on from an earlier step at a lower rate: what was saved past it is no longer part of this run."""
+        self.slowdown = slowdown
+        for kind in ("checkpoints", "averages"):
+            self._record[kind] = [entry for entry in self._record.get(kind, ()) if entry["step"] <= step]
+        self._record["validations"] = [entry for entry in self._record.get("validations", ()) if entry[0] <= step]
 
     def log(self, step: Step, seconds: float) -> None:
         """Append one step to the metrics."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        entry = {
-            "step": step.number,
-            "loss": step.loss if math.isfinite(step.loss) else None,
-            "learning_rate": step.learning_rate,
-            "seconds": round(seconds, 4),
-        }
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        sigmas = getattr(step, "sigmas", ())
+        self.metrics.append(
+            Point(
+                step.number,
+                loss=step.loss if math.isfinite(step.loss) else None,
+                sigma=statistics.fmean(sigmas) if sigmas else None,
+                learning_rate=step.learning_rate,
+                norm=_finite(getattr(step, "norm", None)),
+                seconds=round(seconds, 4),
+                skipped=step.skipped,
+            )
+        )
 
-    def save(self, snapshot: Snapshot, write_lora: Callable[[Path, Snapshot], None], loss: float | None) -> Checkpoint:
-        """Write the LoRA file, then the state, then the record that names both."""
-        path = self.loras / self.name / f"{self.name}_{snapshot.step:06d}.safetensors"
-        write_lora(path, snapshot)
-        tensors = {f"weights/{name}": tensor for name, tensor in snapshot.weights.items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()}
-        write_atomically(self.folder / "state.safetensors", save(tensors, metadata={"step": str(snapshot.step)}))
-        checkpoint = Checkpoint(snapshot.step, str(path), str(path.relative_to(self.loras)), loss)
-        kept = [entry for entry in self._record["checkpoints"] if entry["step"] != snapshot.step]
-        self._record["checkpoints"] = sorted([*kept, asdict(checkpoint)], key=lambda entry: entry["step"])
+    def save(self, snapshot: Snapshot, write_lora: WriteLora, loss: float | None) -> list[Checkpoint]:
+        """Write the LoRA files, their entries, the state and how far the run is; first the weights as trained."""
+        ema = getattr(snapshot, "ema", None)
+        made = [self._written("checkpoints", self._path(snapshot.step), snapshot, write_lora, loss, "")]
+        if ema:
+            shadow, path = replace(snapshot, weights=ema), self._path(snapshot.step, "_ema")
+            made.append(self._written("averages", path, shadow, write_lora, None, EMA))
+        self._write_record()
+        state.write(self.folder, snapshot, self.slowdown)
         self._record["step"] = snapshot.step
         self._write_record()
-        return checkpoint
+        return made
 
-    def note_validation(self, step: int, validation: Validation) -> None:
+    def average_of_last(self, count: int) -> Checkpoint | None:
+        """The mean of the last `count` checkpoints as a file of its own, made where it is not there yet.
+
+        None when there are fewer than two.
+        """
+        from .ema import averaged
+
+        entries = self.checkpoints()[-count:]
+        if count < 2 or len(entries) < 2:
+            return None
+        newest, path = Path(entries[-1].path), self.loras / self.name / f"{self.name}_last{len(entries)}.safetensors"
+        for there in self.averages():
+            if Path(there.path) == path and there.step == entries[-1].step:
+                return there
+        files = [load_file(entry.path) for entry in entries]
+        mean = averaged([{name: tensor.float() for name, tensor in file.items()} for file in files])
+        told = {**read(newest), f"{OURS}average": f"last {len(entries)}"}
+        lora_file.write(path, {name: mean[name].to(tensor.dtype) for name, tensor in files[-1].items()}, told)
+        entry = self._enter("averages", path, entries[-1].step, None, f"last {len(entries)}")
+        self._write_record()
+        return entry
+
+    def note_validation(self, step: int, validation: Validation, average: str = "") -> None:
         """Remember what the held-out pictures gave: step 0 is the untrained base."""
-        if step == 0:
-            self._record["base_validation"] = validation
-        for entry in self._record["checkpoints"]:
-            if entry["step"] == step:
-                entry["validation"] = validation
+        if average:
+            for entry in self._record["averages"]:
+                if (entry["step"], entry["average"]) == (step, average):
+                    entry["validation"] = validation
+        else:
+            kept = [entry for entry in self._record.get("validations", ()) if entry[0] != step]
+            self._record["validations"] = sorted([*kept, [step, validation]], key=lambda entry: entry[0])
+            if step:
+                self.metrics.append(Point(step, validation=mean_of(validation)))
         self._write_record()
 
     def note(self, **facts: object) -> None:
         """Facts about the run (settings, held-out pictures) for its record, which the next checkpoint writes."""
         self._record.update(facts)
 
+    def remember(self, **facts: object) -> None:
+        """Facts that must hold from now on, such as the steps that a time box came to: in the record at once."""
+        self._record.update(facts)
+        self._write_record()
+
+    def fact(self, name: str, default: object = None) -> object:
+        """What was noted under a name."""
+        return self._record.get(name, default)
+
+    def add_note(self, text: str) -> None:
+        """A sentence about what happened to the run, for its report; said once however often it happens again."""
+        notes = self._record.setdefault("notes", [])
+        if text not in notes:
+            notes.append(text)
+            self._write_record()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._record.get("notes", ()))
+
     def result(self, up_to: int, trigger_word: str) -> Checkpoints:
         """The checkpoints up to a step, as handed to the next node."""
-        entries = tuple(entry for entry in self.checkpoints() if entry.step <= up_to)
-        return Checkpoints(self.name, str(self.loras / self.name), trigger_word, entries, self.base_validation)
+        entries, averages = (
+            tuple(entry for entry in some if entry.step <= up_to) for some in (self.checkpoints(), self.averages())
+        )
+        folder = str(self.loras / self.name)
+        return Checkpoints(self.name, folder, trigger_word, entries, self.base_validation, averages)
+
+    def _path(self, step: int, ending: str = "") -> Path:
+        return self.loras / self.name / f"{self.name}_{step:06d}{ending}.safetensors"
+
+    def _written(
+        self, kind: str, path: Path, snapshot: Snapshot, write_lora: WriteLora, loss: float | None, average: str
+    ) -> Checkpoint:
+        if average:
+            write_lora(path, snapshot, average)
+        else:
+            write_lora(path, snapshot)
+        return self._enter(kind, path, snapshot.step, loss, average)
+
+    def _enter(self, kind: str, path: Path, step: int, loss: float | None, average: str) -> Checkpoint:
+        """Put a written file into the record, in place of what it replaces."""
+        entry = Checkpoint(step, str(path), str(path.relative_to(self.loras)), loss, average=average)
+        others = [other for other in self._record.get(kind, ()) if other["lora_name"] != entry.lora_name]
+        self._record[kind] = sorted([*others, asdict(entry)], key=lambda other: other["step"])
+        return entry
 
     def _write_record(self) -> None:
         write_atomically(self.folder / "record.json", json.dumps(self._record, indent=1).encode())
+
+
+def mean_of(validation: Validation) -> float:
+    """The mean over all pictures and noise levels."""
+    return statistics.fmean(level for picture in validation for level in picture)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _read_record(folder: Path) -> dict | None:
@@ -213,26 +342,28 @@ def _read_record(folder: Path) -> dict | None:
 def recorded(
     steps: Iterable[Step],
     run: TrainingRun,
-    write_lora: Callable[[Path, Snapshot], None],
+    write_lora: WriteLora,
     *,
     save_every: int,
     last_step: int,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step | Checkpoint]:
-    """Pass steps on, and write a checkpoint every `save_every` steps and at the end, whatever the end is.
+    """Pass steps on, and write a checkpoint every `save_every` steps, when `asked()`, and at the end, whatever it is.
 
     When the steps stop early or an error or interrupt comes through, the last finished step is saved first.
     """
     last: Step | None = None
     saved: Step | None = None
     losses: list[float] = []
+    run.begin()
     started = time.perf_counter()
 
-    def save_last() -> Checkpoint:
+    def save_last() -> list[Checkpoint]:
         nonlocal saved
         saved = last
-        checkpoint = run.save(last.snapshot(), write_lora, statistics.fmean(losses) if losses else None)
+        made = run.save(last.snapshot(), write_lora, statistics.fmean(losses) if losses else None)
         losses.clear()
-        return checkpoint
+        return made
 
     try:
         for last in steps:
@@ -240,12 +371,70 @@ def recorded(
             if not last.skipped:
                 losses.append(last.loss)
             yield last
-            if last.number % save_every == 0 or last.number == last_step:
-                yield save_last()
+            if asked() or last.number % save_every == 0 or last.number == last_step:
+                yield from save_last()
             started = time.perf_counter()
+        if last is not saved:
+            yield from save_last()
     except BaseException:
         if last is not saved:
             save_last()
         raise
-    if last is not saved:
-        yield save_last()
+    finally:
+        run.metrics.close()
+
+
+def validated(
+    events: Iterable[Step | Checkpoint],
+    run: TrainingRun,
+    measure: Callable[[], Validation],
+    adapters: Adapters,
+    *,
+    every: int = 0,
+) -> Iterator[Step | Checkpoint]:
+    """Pass events on, and ask the held-out pictures about every checkpoint, and every so many steps between them.
+
+    An average is measured with its weights in the adapters, which hold those of the training again afterwards. After an
+    interrupt the checkpoint that it left is measured too, where that takes a moment only.
+    """
+    last: Step | None = None
+    measured = {step for step, _ in run.validations()}
+    seconds = math.inf
+
+    def ask(step: int) -> None:
+        nonlocal seconds
+        started = time.perf_counter()
+        run.note_validation(step, measure())
+        measured.add(step)
+        seconds = time.perf_counter() - started
+
+    try:
+        for event in events:
+            if isinstance(event, Step):
+                last = event
+                if every and event.number % every == 0:
+                    ask(event.number)
+            elif event.average == EMA:
+                with holding(adapters, last.snapshot().ema):
+                    run.note_validation(event.step, measure(), EMA)
+            elif not event.average and event.step not in measured:
+                ask(event.step)
+            yield event
+    except Exception:
+        raise
+    except BaseException:
+        kept = last is not None and run.step == last.number
+        if kept and last.number not in measured and seconds <= MOMENT:
+            ask(last.number)
+        raise
+
+
+@contextmanager
+def holding(adapters: Adapters, weights: dict) -> Iterator[None]:
+    """Inside, the adapters hold other weights, for example their average; afterwards their own again."""
+    own = adapters.state()
+    adapters.load(weights)
+    try:
+        yield
+    finally:
+        adapters.load(own)

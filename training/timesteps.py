@@ -27,6 +27,9 @@ from torch import Tensor
 from .config import AUTOMATIC, CONTENT, LOGIT_NORMAL, RESOLUTION_SHIFT, SHIFT, STYLE, UNIFORM, ObjectiveConfig
 from .noise import generator
 
+VALIDATION_PLACES = (0.15, 0.38, 0.62, 0.85)
+"""How far along the schedule the fixed levels of validation lie, from clean (0) to noise (1)."""
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -51,6 +54,14 @@ def training_sigmas(
     if table is None:
         return places.float()
     return table[(places * len(table)).long().clamp(max=len(table) - 1)].float()
+
+
+def validation_sigmas(table: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """The four fixed noise levels (4,) at which checkpoints are compared."""
+    places = torch.tensor(VALIDATION_PLACES)
+    if table is None:
+        return with_odds(places, resolution_shift(size))
+    return table[(places * (len(table) - 1)).round().long()].float()
 
 
 def even_shares(count: int, seed: int, number: int, window: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""The loss on held-out pictures at fixed noise and fixed noise levels: the same question to every checkpoint."""
+"""The loss on held-out pictures at fixed noise and fixed noise levels: the same question to every checkpoint.
+
+Nothing of how a training asks or judges enters, except what counts outside a mask: no distribution of noise levels, no
+offset or perturbation of the noise, no huber, no weights. So runs with different settings can be compared.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,36 @@ from collections.abc import Iterable
 import torch
 
 from .batches import Batch
+from .config import ObjectiveConfig
 from .loop import Denoiser
-from .noise import loss_per_sample, mix, noise_like, target, validation_sigmas
+from .losses import element_errors, mean_errors
+from .noise import mix, noise_like, target
+from .timesteps import validation_sigmas
 
 NOISE_SEED = 0
 """Not the user's seed: two runs with different seeds answer the same question."""
+PLAIN = ObjectiveConfig()
 
 
-def validation_loss(denoiser: Denoiser, pictures: Iterable[Batch]) -> list[list[float]]:
+def validation_loss(
+    denoiser: Denoiser, pictures: Iterable[Batch], mask_floor: float = PLAIN.mask_floor
+) -> list[list[float]]:
     """Loss per picture and noise level, from batches of one picture each.
 
-    All levels of a picture go through the network together, with the same noise; nothing is kept for backward.
+    All levels of a picture go through the network together, with the same noise; nothing is kept for backward. What a
+    mask leaves out counts `mask_floor`.
     """
-    return [_levels(denoiser, batch, number) for number, batch in enumerate(pictures)]
+    return [_levels(denoiser, batch, number, mask_floor) for number, batch in enumerate(pictures)]
 
 
-def _levels(denoiser: Denoiser, batch: Batch, number: int) -> list[float]:
+def _levels(denoiser: Denoiser, batch: Batch, number: int, mask_floor: float) -> list[float]:
     sigma = validation_sigmas(denoiser.sigmas, batch.size).to(denoiser.device)
-    shape = (len(sigma), *batch.latents.shape[1:])
-    noise = noise_like(batch.latents, NOISE_SEED, "validation", number).to(denoiser.device).expand(shape)
-    latents = batch.latents.to(denoiser.device).expand(shape)
+    levels = batch.at([0] * len(sigma))
+    noise = noise_like(batch.latents, NOISE_SEED, "validation", number).to(denoiser.device).expand_as(levels.latents)
+    latents = levels.latents.to(denoiser.device)
+    noisy = mix(denoiser.prediction, latents, noise, sigma)
     with denoiser.adapted(), torch.no_grad():
-        predicted = denoiser(
-            mix(denoiser.prediction, latents, noise, sigma), sigma, batch.text * len(sigma), batch.size
-        )
-    masks = None if batch.masks is None else batch.masks.to(denoiser.device).expand(len(sigma), -1, -1, -1)
-    return loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma), masks).tolist()
+        predicted = denoiser(noisy, sigma, denoiser.text_of(batch) * len(sigma), batch.size)
+    errors = element_errors(PLAIN, predicted, target(denoiser.prediction, latents, noise, sigma), None)
+    masks = None if levels.masks is None else levels.masks.to(errors.device)
+    return mean_errors(errors, masks, mask_floor).tolist()

@@ -7,7 +7,13 @@ import torch
 
 from lora_workbench.training.config import TIMESTEPS, ObjectiveConfig
 from lora_workbench.training.noise import generator
-from lora_workbench.training.timesteps import even_shares, resolution_shift, training_sigmas
+from lora_workbench.training.timesteps import (
+    even_shares,
+    resolution_shift,
+    training_sigmas,
+    validation_sigmas,
+    with_odds,
+)
 
 COUNT = 100_000
 SQUARE = (1024, 1024)
@@ -121,6 +127,20 @@ def test_the_shift_grows_with_the_picture_as_published(side, shift):
 
 def test_the_shift_depends_on_the_area_and_not_on_the_shape():
     assert resolution_shift((2048, 512)) == resolution_shift((1024, 1024)) == resolution_shift((512, 2048))
+
+
+def test_moving_a_place_keeps_the_ends_and_the_order():
+    moved = with_odds(torch.linspace(0, 1, 101, dtype=torch.float64), 3.158)
+    assert moved[0] == 0 and moved[-1] == pytest.approx(1) and (moved.diff() > 0).all()
+    assert odds(moved[50]).item() == pytest.approx(3.158)
+
+
+def test_validation_levels_are_four_increasing_entries_whatever_the_seed():
+    table = torch.linspace(0.03, 14.6, 1000)
+    levels = validation_sigmas(table, SQUARE)
+    assert len(levels) == 4 and (levels.diff() > 0).all() and set(levels.tolist()) <= set(table.tolist())
+    flow = validation_sigmas(None, SQUARE)
+    assert len(flow) == 4 and (flow.diff() > 0).all() and flow[0] > 0 and flow[-1] < 1
 
 
 # Stratified draws

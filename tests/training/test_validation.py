@@ -41,6 +41,7 @@ def test_each_level_gets_the_answer_it_would_get_alone():
 
     class OneByOne:
         prediction, sigmas, device, adapted = denoiser.prediction, denoiser.sigmas, denoiser.device, denoiser.adapted
+        text_of = denoiser.text_of
 
         def __call__(self, noisy, sigma, text, size):
             assert len(text) == len(sigma) == 4 and size == picture.size
@@ -67,13 +68,33 @@ def test_no_pictures_no_losses():
     assert validation_loss(Denoiser(), []) == []
 
 
-def test_what_a_mask_leaves_out_does_not_count():
+def test_what_a_mask_leaves_out_counts_the_floor():
     batch = Batches()[0]
     blank, left = torch.zeros(1, 1, *batch.latents.shape[2:]), torch.zeros(1, 1, *batch.latents.shape[2:])
     left[..., : left.shape[-1] // 2] = 1
-    (none,), (some,), (all_of_it,) = (
-        validation_loss(Denoiser(), [replace(batch, masks=masks)]) for masks in (blank, left, torch.ones_like(left))
-    )
-    assert none == [0.0] * 4
-    assert all_of_it == pytest.approx(validation_loss(Denoiser(), [batch])[0])
-    assert some != pytest.approx(all_of_it, rel=1e-3)
+
+    def loss(masks, floor):
+        return validation_loss(Denoiser(), [replace(batch, masks=masks)], floor)[0]
+
+    (plain,) = validation_loss(Denoiser(), [batch])
+    inside, outside = loss(left, 0), loss(1 - left, 0)
+    assert loss(blank, 0) == [0.0] * 4
+    assert loss(torch.ones_like(left), 0.5) == pytest.approx(plain) == loss(left, 1)
+    assert inside != pytest.approx(plain, rel=1e-3)
+    expected = [(a + 0.25 * b) / 1.25 for a, b in zip(inside, outside, strict=True)]
+    assert loss(left, 0.25) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_text_is_that_which_the_denoiser_has_for_the_picture():
+    """A trained text encoder answers anew for each checkpoint."""
+    told = []
+
+    class Trained(Denoiser):
+        def text_of(self, batch):
+            told.append(batch.names)
+            return [{"cross_attn": entry["cross_attn"] * 2} for entry in batch.text]
+
+    (picture,) = pictures(1)
+    doubled = replace(picture, text=tuple({"cross_attn": entry["cross_attn"] * 2} for entry in picture.text))
+    assert validation_loss(Trained(), [picture]) == validation_loss(Denoiser(), [doubled])
+    assert told == [picture.names], "one encoding does for all levels"

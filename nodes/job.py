@@ -19,10 +19,11 @@ from ..training.cache import CachedDataset, encode, encodings, fingerprint
 from ..training.dataset import Dataset
 from ..training.description import description
 from ..training.loop import Snapshot, Step, train
-from ..training.lora import Adapters
+from ..training.lora import Adapters, Part
 from ..training.memory import EVERY_BLOCK, NO_BLOCK, RECOMPUTE
 from ..training.presets import AUTOMATIC, OFF, ON, ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun, recorded
+from ..training.targets import UNET
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
@@ -184,8 +185,8 @@ def _train(
     progress.phase("Loading the model")
     # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
     with torch.inference_mode(False):
-        pattern = denoiser.family.layer_pattern(chosen.lora.layers)
-        adapters = Adapters.build(denoiser.network, chosen.lora, pattern, config.seed)
+        parts = [Part(UNET, denoiser.network, denoiser.family.layers)]
+        adapters = Adapters.build(parts, chosen.lora, config.seed)
         choices = choices_for(denoiser.patcher, config.batch_size, RECOMPUTED[settings.checkpointing])
         values, size = adapters.values.numel(), (resolution, resolution)
         needs = needs_of(denoiser, values, size, config.batch_size, config.optimizer, averaged=config.ema > 0)
@@ -250,7 +251,7 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
             captions=[example.caption for example in dataset.concepts],
             step=snapshot.step,
         )
-        tensors = lora_file.kohya_keys(snapshot.weights, chosen.lora, DTYPES[request.settings.save_precision])
+        tensors = lora_file.file_tensors(snapshot.weights, chosen.lora, DTYPES[request.settings.save_precision])
         lora_file.write(path, tensors, entries)
 
     return write

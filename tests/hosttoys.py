@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_workbench.nodes.host.model import LoadedModel
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.lora import Adapters
+from lora_workbench.training.lora import Adapters, Part
 from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK, MemoryPlan
 from toyworld.node_pack import models, text, vae
 
@@ -69,12 +69,17 @@ def loaded(patcher) -> LoadedModel:
     return denoiser
 
 
+def part(denoiser: LoadedModel) -> Part:
+    """The network of a loaded model, as the Trainer adapts it."""
+    return Part("lora_unet_", denoiser.network, denoiser.family.layers)
+
+
 def attach(
     denoiser: LoadedModel, *, checkpointing: bool = False, rank: int = 3, alpha: float = 1.5, active: bool = True
 ):
     """Adapters on every layer of the largest preset; `active` ones already do something."""
     config = LoraConfig(rank=rank, alpha=alpha)
-    adapters = Adapters.build(denoiser.network, config, denoiser.family.layer_pattern(config.layers), seed=0)
+    adapters = Adapters.build([part(denoiser)], config, seed=0)
     if active:
         random = torch.Generator().manual_seed(9)
         with torch.no_grad():

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import LoraConfig
+from lora_workbench.training.families import LAYER_PRESETS
 from lora_workbench.training.frozen import ResidentWeights, Weights
-from lora_workbench.training.lora import Adapters
+from lora_workbench.training.lora import Adapters, Part
 
 CHANNELS, WIDTH, TEXT = 4, 16, 8
 LAYERS = re.compile(r"\.(attend|widen|narrow)$")
@@ -73,6 +74,11 @@ class Network(nn.Module):
         return self.out(self.norm(x.transpose(1, 2).reshape(len(noisy), WIDTH, height, width)))
 
 
+def part(network: nn.Module, pattern: str = LAYERS.pattern) -> Part:
+    """A network with one pattern for every preset."""
+    return Part("lora_unet_", network, dict.fromkeys(LAYER_PRESETS, pattern))
+
+
 class Denoiser:
     """A Denoiser of the training loop over a toy network."""
 
@@ -86,7 +92,7 @@ class Denoiser:
         self.prediction = prediction
         self.sigmas = None if prediction == "flow" else torch.linspace(0.03, 14.6, 1000)
         self.network = Network(block)
-        self.adapters = Adapters.build(self.network, LoraConfig(rank=rank), LAYERS, seed=0)
+        self.adapters = Adapters.build([part(self.network)], LoraConfig(rank=rank), seed=0)
         self.attach(self.adapters, checkpointing=checkpointing)
 
     def attach(self, adapters: Adapters, *, checkpointing: bool, weights: Weights | None = None) -> None:

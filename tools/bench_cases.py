@@ -111,14 +111,14 @@ class OurStep:
         from lora_workbench.training.batches import Batch
         from lora_workbench.training.config import LoraConfig, TrainConfig
         from lora_workbench.training.loop import train
-        from lora_workbench.training.lora import Adapters
+        from lora_workbench.training.lora import Adapters, Part
         from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK, MemoryPlan
 
         denoiser = LoadedModel(model)
         denoiser.load()
         config = LoraConfig(rank=RANK[case.size], layers=case.layers)
-        pattern = denoiser.family.layer_pattern(case.layers)
-        adapters = Adapters.build(denoiser.network, config, pattern, seed=0)
+        part = Part("lora_unet_", denoiser.network, denoiser.family.layers)
+        adapters = Adapters.build([part], config, seed=0)
         denoiser.prepare(adapters, MemoryPlan(recompute=EVERY_BLOCK if case.checkpointing else NO_BLOCK))
         self.adapter_bytes = sum(tensor.nbytes for tensor in adapters.parameters())
         channels = model.model.latent_format.latent_channels

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .frozen import Adapted, AdaptedLinears, Weights, forward_of
+from .config import LORA, LoraConfig
+from .frozen import Adapted, AdaptedLinears, Weights, forward_of, is_linear
 from .lora import Adapter, Adapters
 from .memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK
+from .targets import UNET
 
 Overrides = list[tuple[dict[str, object], Callable[..., object]]]
 
@@ -31,24 +33,34 @@ class Attachment:
         adapters: Adapters,
         weights: Weights,
         *,
+        prefix: str = UNET,
         blocks: Sequence[str] = (),
         recompute: str = EVERY_BLOCK,
         adds_in_place: bool = False,
         same_input: Sequence[Sequence[str]] = (),
     ) -> None:
-        """`blocks` names the classes whose instances are recomputed in backward, as many of them as `recompute` says.
+        """`prefix` says which of the adapters are this network's.
+
+        `blocks` names the classes whose instances are recomputed in backward, as many of them as `recompute` says.
 
         `same_input` names layers, by the ends of their names, that are called in turn with one input.
         """
-        self._shared = [_SharedInput(group, adapters, weights) for group in _groups(adapters, same_input)]
-        adapted = {id(adapter.layer): shared.forward_of(adapter) for shared in self._shared for adapter in shared.group}
+        own = adapters.of(prefix)
+        for adapter in own:
+            adapter.kind.begin(adapter.layer, adapter.tensors, adapter.scale, weights)
+        fused = [adapter for adapter in own if _is_plain(adapter, adapters.config)]
+        self._shared = [_SharedInput(group, adapters, weights) for group in _groups(fused, same_input)]
+        adapted = {id(adapter.layer): _forward_of(adapter, adapters, weights) for adapter in own}
+        adapted |= {
+            id(adapter.layer): shared.forward_of(adapter) for shared in self._shared for adapter in shared.group
+        }
         self._overrides: Overrides = []
         again = _chosen_blocks(network, blocks, recompute)
         for module in network.modules():
             if (forward := adapted.get(id(module))) is not None:
                 pass
             elif id(module) in again:
-                forward = _recomputed(module, adds_in_place)
+                forward = _recomputed(module, adapters, adds_in_place)
             else:
                 forward = forward_of(module, weights, copy_norm_input=adds_in_place)
             if forward is not None:
@@ -86,7 +98,7 @@ class _SharedInput:
             ups=tuple(adapter.up.detach() for adapter in group),
             downs_grad=downs_grad,
             ups_grad=tuple(adapter.up.grad for adapter in group),
-            scale=adapters.config.scale,
+            scale=group[0].scale,
             weights=weights,
         )
         self.forget()
@@ -115,14 +127,27 @@ class _SharedInput:
         return answer
 
 
+def _is_plain(adapter: Adapter, config: LoraConfig) -> bool:
+    """Whether it is a LoRA on a linear layer that reads its whole input, which `AdaptedLinears` computes fastest."""
+    return config.kind == LORA and not config.dropout and is_linear(adapter.layer)
+
+
+def _forward_of(adapter: Adapter, adapters: Adapters, weights: Weights) -> Callable[[Tensor], Tensor]:
+    thinned = partial(adapters.thinned, adapter)
+    return adapter.kind.forward(adapter.layer, adapter.tensors, adapter.scale, weights, thinned)
+
+
 def _groups(adapters: Iterable[Adapter], same_input: Sequence[Sequence[str]]) -> list[list[Adapter]]:
-    """The adapters; those that follow one another with one name up to ends listed side by side are one group."""
+    """The adapters; those that follow one another with one name up to ends listed side by side are one group.
+
+    So long as they have one rank and one scale, since all their downs are multiplied with as one matrix.
+    """
 
     def shared(adapter: Adapter) -> object:
         for ends in same_input:
             for end in ends:
                 if adapter.name.endswith(end):
-                    return adapter.name.removesuffix(end), tuple(ends)
+                    return adapter.name.removesuffix(end), tuple(ends), len(adapter.down), adapter.scale
         return adapter.name
 
     return [list(group) for _, group in groupby(adapters, key=shared)]
@@ -135,17 +160,22 @@ def _chosen_blocks(network: nn.Module, classes: Sequence[str], recompute: str) -
     return {number for numbers in among.values() for number in (numbers[::every] if every else ())}
 
 
-def _recomputed(block: nn.Module, adds_in_place: bool) -> Callable[..., object]:
+def _recomputed(block: nn.Module, adapters: Adapters, adds_in_place: bool) -> Callable[..., object]:
     """A block's forward that keeps its inputs and nothing else until backward."""
     own_forward = block.forward
 
-    def run(*args, **kwargs):
+    def run(dropping, *args, **kwargs):
         # The copies are made inside, so that recomputing starts from the inputs the block was given. Blocks also
         # write into the options they are handed, so each run gets a dictionary of its own.
         own = partial(_own, copy_tensors=adds_in_place)
-        return own_forward(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
+        with adapters.dropping_as(dropping):
+            return own_forward(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
 
-    return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    def forward(*args, **kwargs):
+        state = adapters.dropping_state
+        return checkpoint(run, state, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward
 
 
 def _own(value: object, copy_tensors: bool) -> object:

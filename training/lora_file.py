@@ -1,7 +1,8 @@
 """Adapter weights <-> a .safetensors file that every loader reads.
 
 Keys are kohya's: `lora_unet_<layer with _ for .>.lora_down.weight`, `.lora_up.weight` and `.alpha`, so that
-W' = W + alpha / rank * up @ down wherever the file is loaded.
+W' = W + alpha / rank * up @ down wherever the file is loaded. Other kinds have their tensors under the same layer names
+(`.dora_scale`, `.hada_w1_a`, `.lokr_w1`, `.oft_blocks` and so on), as LyCORIS calls them and ComfyUI reads them.
 """
 
 from __future__ import annotations
@@ -13,20 +14,29 @@ from torch import Tensor
 
 from .config import LoraConfig
 from .description import hashes
+from .kinds import KINDS
 from .whole_file import tensor_bytes, with_entries, write_atomically
 
-PREFIX = "lora_unet_"
+LAYERS = "lora_"
+"""What the name of every layer begins with, whatever network it is of."""
 
 
-def kohya_keys(weights: dict[str, Tensor], config: LoraConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`<layer>.down` and `<layer>.up` as kohya tensors, with the alpha that gives them their scale."""
+def file_tensors(state: dict[str, Tensor], config: LoraConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `Adapters.state` gave as the tensors of a file, every layer with the alpha that gives it its scale.
+
+    Only what belongs to layers: whatever else was trained has another form. Alpha is always float32, since it is one
+    number and need not be rounded.
+    """
+    kind, layers = KINDS[config.kind], {}
+    for name, tensor in state.items():
+        key, part = name.rsplit(".", 1)
+        if key.startswith(LAYERS):
+            layers.setdefault(key, {})[part] = tensor
     tensors: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        layer, part = name.rsplit(".", 1)
-        key = PREFIX + layer.replace(".", "_")
-        # Files hold up as (out, rank).
-        tensors[f"{key}.lora_{part}.weight"] = (tensor.t() if part == "up" else tensor).to(dtype).contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(config.alpha or config.rank), dtype=dtype)
+    for key, parts in layers.items():
+        saved = kind.saved(parts)
+        tensors |= {f"{key}.{name}": tensor.to(dtype).contiguous() for name, tensor in saved.items()}
+        tensors[f"{key}.alpha"] = torch.tensor(kind.alpha(parts, config))
     return tensors
 
 

@@ -9,8 +9,8 @@ from lora_workbench.training import loop
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.families import FLUX, SDXL
 from lora_workbench.training.loop import batch_loss
-from lora_workbench.training.lora import Adapters
-from lora_workbench.training.lora_file import kohya_keys
+from lora_workbench.training.lora import Adapters, Part
+from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.noise import noise_like, shifted
 from toyworld.node_pack import models
 
@@ -118,12 +118,12 @@ def test_the_sizes_sdxl_is_told_are_the_time_ids_of_diffusers():
 def full_size_tensors(family, network, rank=2):
     """A LoRA file for every adapted layer of the real architecture, random throughout."""
     config = LoraConfig(rank=rank, alpha=1.0)
-    adapters = Adapters.build(network, config, family.layer_pattern(config.layers), seed=0)
+    adapters = Adapters.build([Part("lora_unet_", network, family.layers)], config, seed=0)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for adapter in adapters:
             adapter.up.copy_(torch.randn(adapter.up.shape, generator=random))
-    return kohya_keys(adapters.state(), config, torch.float32)
+    return file_tensors(adapters.state(), config, torch.float32)
 
 
 def without_memory(build):

@@ -8,7 +8,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.host.identity import identity_of
 from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.lora_file import kohya_keys
+from lora_workbench.training.lora_file import file_tensors
 
 pytestmark = pytest.mark.comfy
 every_kind = pytest.mark.parametrize("kind", hosttoys.KINDS)
@@ -18,7 +18,7 @@ def lora_for(patcher, fill=0.01):
     """A LoRA file's tensors for the model's first adaptable layers."""
     denoiser = hosttoys.loaded(patcher)
     state = {name: torch.full_like(tensor, fill) for name, tensor in hosttoys.attach(denoiser).state().items()}
-    return kohya_keys(state, LoraConfig(rank=3), torch.float32)
+    return file_tensors(state, LoraConfig(rank=3), torch.float32)
 
 
 @every_kind

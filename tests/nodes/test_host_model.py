@@ -22,7 +22,8 @@ from lora_workbench.training import frozen
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.families import FLUX, SDXL
 from lora_workbench.training.loop import train
-from lora_workbench.training.lora_file import kohya_keys
+from lora_workbench.training.lora_file import file_tensors
+from lora_workbench.training.targets import file_key
 
 pytestmark = pytest.mark.comfy
 every_kind = pytest.mark.parametrize("kind", hosttoys.KINDS)
@@ -58,7 +59,7 @@ def denoised_by_us(denoiser, noisy, sigma, entries, size=hosttoys.SIZE):
 def active_lora(patcher):
     """A LoRA file's tensors that change the model visibly."""
     state = hosttoys.attach(hosttoys.loaded(patcher)).state()
-    return kohya_keys(state, LoraConfig(rank=3, alpha=1.5), torch.float32)
+    return file_tensors(state, LoraConfig(rank=3, alpha=1.5), torch.float32)
 
 
 # The answer
@@ -111,12 +112,12 @@ def plain_autograd(kind, entries, noisy, sigma):
     network = base.diffusion_model.requires_grad_(False)
     ours = hosttoys.loaded(hosttoys.model(kind))
     adapters = hosttoys.attach(ours)
-    names = list(adapters.members)
+    names = [adapter.name for adapter in adapters]
     inject_adapter_in_model(PeftConfig(r=3, lora_alpha=1.5, target_modules=names), network)
     factors = []
     with torch.no_grad():
         for name in names:
-            layer, adapter = network.get_submodule(name), adapters.members[name]
+            layer, adapter = network.get_submodule(name), adapters.members[file_key("lora_unet_", name)]
             layer.lora_A["default"].weight.copy_(adapter.down)
             layer.lora_B["default"].weight.copy_(adapter.up.t())
             factors.append((layer.lora_A["default"].weight, layer.lora_B["default"].weight))

@@ -18,7 +18,7 @@ CONFIG = LoraConfig(rank=3, alpha=1.5)
 
 def written(patcher, path, *, active=True, change=lambda tensors: tensors, dtype=torch.float32):
     adapters = hosttoys.attach(hosttoys.loaded(patcher), active=active)
-    lora_file.write(path, change(lora_file.kohya_keys(adapters.state(), CONFIG, dtype)), {})
+    lora_file.write(path, change(lora_file.file_tensors(adapters.state(), CONFIG, dtype)), {})
     return adapters
 
 

@@ -46,7 +46,7 @@ def write(folder, name, kind, seed=0, metadata=None):
     """A LoRA for every layer of the model and one of its text encoder."""
     adapters = hosttoys.attach(hosttoys.loaded(queueing.shared_models(kind)[0]), active=False)
     random = torch.Generator().manual_seed(seed)
-    tensors = lora_file.kohya_keys(adapters.state(), CONFIG, torch.float32)
+    tensors = lora_file.file_tensors(adapters.state(), CONFIG, torch.float32)
     text = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     tensors |= {f"{text}.lora_down.weight": torch.empty(3, 64), f"{text}.lora_up.weight": torch.empty(128, 3)}
     for key, tensor in tensors.items():

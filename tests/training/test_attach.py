@@ -1,12 +1,11 @@
 """A network with adapters on computes what it should, and without them is what it was."""
 
 import copy
-import re
 import weakref
 
 import pytest
 import torch
-from toys import LAYERS, Block, BlockInPlace, Network
+from toys import Block, BlockInPlace, Network, part
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import LoraConfig
@@ -19,7 +18,7 @@ both_blocks = pytest.mark.parametrize("block", [Block, BlockInPlace])
 
 def adapters_of(network, seed=0, alpha=0.0):
     """Adapters that already do something."""
-    adapters = Adapters.build(network, LoraConfig(rank=3, alpha=alpha), LAYERS, seed)
+    adapters = Adapters.build([part(network)], LoraConfig(rank=3, alpha=alpha), seed)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for adapter in adapters:
@@ -91,8 +90,8 @@ def gradients(block, recompute):
     def counted(*_):
         runs[0] += 1
 
-    for part in network.blocks:
-        part.text_norm.register_forward_hook(counted)
+    for inner in network.blocks:
+        inner.text_norm.register_forward_hook(counted)
     in_place = issubclass(block, BlockInPlace)
     attachment = Attachment(
         network,
@@ -322,7 +321,7 @@ CALLS = {
 def test_computing_layers_of_one_input_together_changes_nothing(calls, runs):
     def values_and_gradients(same_input):
         network = Attention()
-        adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+        adapters = Adapters.build([part(network, "to_")], LoraConfig(rank=2), 0)
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for adapter in adapters:
@@ -344,7 +343,7 @@ def test_computing_layers_of_one_input_together_changes_nothing(calls, runs):
 
 def test_an_input_that_was_written_into_is_computed_with_again():
     network = Attention()
-    adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+    adapters = Adapters.build([part(network, "to_")], LoraConfig(rank=2), 0)
     with Attachment(network, adapters, ResidentWeights(), same_input=GROUP).attached(), torch.no_grad():
         x = torch.ones(1, 2, 6)
         network.part["to_q"](x)
@@ -354,7 +353,7 @@ def test_an_input_that_was_written_into_is_computed_with_again():
 
 def test_nothing_of_a_step_is_held_after_it():
     network = Attention()
-    adapters = Adapters.build(network, LoraConfig(rank=2), re.compile("to_"), 0)
+    adapters = Adapters.build([part(network, "to_")], LoraConfig(rank=2), 0)
     attachment = Attachment(network, adapters, ResidentWeights(), same_input=GROUP)
     with attachment.attached():
         x = torch.randn(2, 3, 6)

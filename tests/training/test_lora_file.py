@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from toys import Batches, Denoiser, Network
 
 from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.lora_file import kohya_keys, write
+from lora_workbench.training.lora_file import file_tensors, write
 
-LAYER = "input_blocks.4.1.transformer_blocks.0.attn1.to_out.0"
+LAYER = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0"
 WEIGHTS = {f"{LAYER}.down": torch.randn(4, 6), f"{LAYER}.up": torch.randn(4, 5)}
 
 ENTRIES = {f"ss_{letter}": letter for letter in "abcdefgh"}
@@ -19,18 +19,17 @@ ENTRIES = {f"ss_{letter}": letter for letter in "abcdefgh"}
 
 
 def test_each_layer_is_three_tensors_under_kohyas_names():
-    name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0"
-    tensors = kohya_keys(WEIGHTS, LoraConfig(rank=4), torch.float32)
-    assert set(tensors) == {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"}
-    assert torch.equal(tensors[f"{name}.lora_down.weight"], WEIGHTS[f"{LAYER}.down"])
-    assert torch.equal(tensors[f"{name}.lora_up.weight"], WEIGHTS[f"{LAYER}.up"].t())
+    tensors = file_tensors(WEIGHTS, LoraConfig(rank=4), torch.float32)
+    assert set(tensors) == {f"{LAYER}.lora_down.weight", f"{LAYER}.lora_up.weight", f"{LAYER}.alpha"}
+    assert torch.equal(tensors[f"{LAYER}.lora_down.weight"], WEIGHTS[f"{LAYER}.down"])
+    assert torch.equal(tensors[f"{LAYER}.lora_up.weight"], WEIGHTS[f"{LAYER}.up"].t())
 
 
 @pytest.mark.parametrize(("alpha", "written"), [(0, 4.0), (2, 2.0), (16, 16.0)])
 def test_alpha_is_always_written_and_gives_the_scale_of_training(alpha, written):
     """Trap 18: without it, strengths differ between tools."""
     config = LoraConfig(rank=4, alpha=alpha)
-    tensors = kohya_keys(WEIGHTS, config, torch.float16)
+    tensors = file_tensors(WEIGHTS, config, torch.float16)
     (value,) = (tensor for name, tensor in tensors.items() if name.endswith(".alpha"))
     assert value.item() == written and value.shape == ()
     assert value.item() / 4 == config.scale
@@ -42,12 +41,11 @@ def test_a_file_merged_by_kohyas_formula_gives_what_the_adapters_gave():
     with torch.no_grad():
         for adapter in denoiser.adapters:
             adapter.up.normal_(generator=torch.Generator().manual_seed(1))
-    tensors = kohya_keys(denoiser.adapters.state(), denoiser.adapters.config, torch.float32)
+    tensors = file_tensors(denoiser.adapters.state(), denoiser.adapters.config, torch.float32)
     merged = Network()
-    for name in denoiser.adapters.members:
-        key = "lora_unet_" + name.replace(".", "_")
+    for key, adapter in denoiser.adapters.members.items():
         down, up, alpha = (tensors[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
-        merged.get_submodule(name).weight += alpha / len(down) * up @ down
+        merged.get_submodule(adapter.name).weight += alpha / len(down) * up @ down
     batch = Batches(2)[0]
     sigma = torch.tensor([0.5, 3.0])
     with denoiser.adapted():
@@ -61,7 +59,7 @@ def test_a_file_merged_by_kohyas_formula_gives_what_the_adapters_gave():
 
 def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "deep" / "star.safetensors"
-    tensors = kohya_keys(WEIGHTS, LoraConfig(rank=4), torch.bfloat16)
+    tensors = file_tensors(WEIGHTS, LoraConfig(rank=4), torch.bfloat16)
     entries = {"modelspec.title": "星", "ss_output_name": "étoile"}
     write(path, tensors, entries)
     back = load_file(path)
@@ -72,7 +70,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 def test_the_hash_is_that_of_the_tensors_whatever_the_file_says_about_itself(tmp_path):
     """As kohya's scripts and the model metadata specification define it, so that web UIs find the file again."""
-    tensors = kohya_keys(WEIGHTS, LoraConfig(rank=4), torch.float16)
+    tensors = file_tensors(WEIGHTS, LoraConfig(rank=4), torch.float16)
     told = []
     for name in ("one", "another"):
         path = tmp_path / f"{name}.safetensors"
@@ -86,7 +84,7 @@ def test_the_hash_is_that_of_the_tensors_whatever_the_file_says_about_itself(tmp
 
 
 def test_equal_training_gives_equal_bytes_because_nothing_says_when(tmp_path):
-    tensors = kohya_keys(WEIGHTS, LoraConfig(rank=4), torch.float16)
+    tensors = file_tensors(WEIGHTS, LoraConfig(rank=4), torch.float16)
     write(tmp_path / "one.safetensors", tensors, ENTRIES)
     write(tmp_path / "two.safetensors", dict(reversed(tensors.items())), dict(reversed(ENTRIES.items())))
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
@@ -96,5 +94,5 @@ def test_equal_training_gives_equal_bytes_because_nothing_says_when(tmp_path):
 def test_a_value_that_is_not_finite_means_no_file(tmp_path, value):
     weights = {**WEIGHTS, f"{LAYER}.up": torch.full((4, 5), value)}
     with pytest.raises(ValueError, match="^'star.safetensors' was not written: 'lora_unet_.*' is not finite"):
-        write(tmp_path / "star.safetensors", kohya_keys(weights, LoraConfig(rank=4), torch.float16), {})
+        write(tmp_path / "star.safetensors", file_tensors(weights, LoraConfig(rank=4), torch.float16), {})
     assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ def open_run(folders, name="star", identity=IDENTITY, **options):
 
 def snapshot(step=10, fill=0.5):
     return Snapshot(
-        step, {f"lora_unet_a.{name}": torch.full((2, 3), fill) for name in ("down", "up")}, {"0.step": torch.tensor(10.0)}
+        step, {"a.down": torch.full((2, 3), fill), "a.up": torch.full((2, 3), fill)}, {"0.step": torch.tensor(10.0)}
     )
 
 

@@ -1,16 +1,25 @@
-"""What differs between model families, as one table.
+"""What differs between model families, as one table, and the same facts read off a network that is not in it.
 
 Prediction type (eps, v, flow) and noise levels are not here: they are read from the loaded model.
+
+The layers of `full` are those that kohya's sd-scripts adapts unless told otherwise: for SD 1.5 and SDXL every linear
+layer (and 1 x 1 convolution) of the transformers, for SD 3 and FLUX every linear layer of the blocks, modulation
+included, and never what comes before the first block or after the last. ai-toolkit takes the same.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from .structure import structure_of
 
 ATTENTION = "attention"
 ATTENTION_AND_FEED_FORWARD = "attention + feed-forward"
-LAYER_PRESETS = (ATTENTION_AND_FEED_FORWARD, ATTENTION)
+FULL = "full"
+LAYER_PRESETS = (ATTENTION_AND_FEED_FORWARD, ATTENTION, FULL)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Family:
     scheduler: str
     cfg: float
     guidance: float | None = None
-    """What a guidance embedding is fed during training; None when the family has none."""
+    """What a guidance embedding is fed during training; None leaves it to ComfyUI, or the family has none."""
 
     def layer_pattern(self, preset: str) -> re.Pattern[str]:
         """The compiled pattern of a layer preset; ValueError when the preset is unknown."""
@@ -46,13 +55,16 @@ class Family:
         return re.compile(self.layers[preset])
 
 
+_UNET_LAYERS = {
+    ATTENTION: r"\.attn[12]\.to_(q|k|v|out\.0)$",
+    ATTENTION_AND_FEED_FORWARD: r"\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
+    FULL: r"\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)$",
+}
+
 SDXL = Family(
     name="sdxl",
     title="SDXL",
-    layers={
-        ATTENTION: r"\.attn[12]\.to_(q|k|v|out\.0)$",
-        ATTENTION_AND_FEED_FORWARD: r"\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))$",
-    },
+    layers=_UNET_LAYERS,
     blocks=("BasicTransformerBlock", "ResBlock"),
     adds_in_place=False,
     same_input=((".attn1.to_q", ".attn1.to_k", ".attn1.to_v"), (".attn2.to_k", ".attn2.to_v")),
@@ -64,6 +76,57 @@ SDXL = Family(
     cfg=7.0,
 )
 
+SD15 = replace(
+    SDXL,
+    name="sd1",
+    title="SD 1.5",
+    base_model_version="sd_v1",
+    architecture="stable-diffusion-v1/lora",
+    activations_gib=3.0,
+)
+
+SD2 = replace(
+    SD15,
+    name="sd2",
+    title="SD 2",
+    base_model_version="sd_v2",
+    architecture="stable-diffusion-v2-512/lora",
+)
+
+SD3 = Family(
+    name="sd3",
+    title="SD 3",
+    layers={
+        ATTENTION: r"^joint_blocks\.\d+\.(x|context)_block\.attn2?\.(qkv|proj)$",
+        ATTENTION_AND_FEED_FORWARD: r"^joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12])$",
+        FULL: r"^joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1)$",
+    },
+    blocks=("JointBlock",),
+    adds_in_place=False,
+    same_input=(),
+    base_model_version="sd3_medium",
+    architecture="stable-diffusion-3-medium/lora",
+    activations_gib=6.5,
+    sampler="euler",
+    scheduler="sgm_uniform",
+    cfg=4.5,
+)
+
+SD35_MEDIUM = replace(
+    SD3,
+    title="SD 3.5",
+    base_model_version="sd3.5_medium",
+    architecture="stable-diffusion-3-5-medium/lora",
+    activations_gib=9.5,
+)
+
+SD35_LARGE = replace(
+    SD35_MEDIUM,
+    base_model_version="sd3.5_large",
+    architecture="stable-diffusion-3-5-large/lora",
+    activations_gib=18.5,
+)
+
 FLUX = Family(
     name="flux",
     title="FLUX.1",
@@ -71,6 +134,10 @@ FLUX = Family(
         ATTENTION: r"^(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12])$",
         ATTENTION_AND_FEED_FORWARD: (
             r"^(double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])|single_blocks\.\d+\.linear[12])$"
+        ),
+        FULL: (
+            r"^(double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02]|mod\.lin)"
+            r"|single_blocks\.\d+\.(linear[12]|modulation\.lin))$"
         ),
     },
     blocks=("DoubleStreamBlock", "SingleStreamBlock"),
@@ -85,4 +152,55 @@ FLUX = Family(
     guidance=1.0,
 )
 
-FAMILIES = {family.name: family for family in (SDXL, FLUX)}
+SCHNELL = replace(FLUX, architecture="flux-1-schnell/lora")
+
+CHROMA = replace(
+    FLUX,
+    name="chroma",
+    title="Chroma",
+    base_model_version="chroma",
+    architecture="chroma/lora",
+    cfg=4.0,
+    # Its guidance is no knob: the released model was distilled with 0, which is what ComfyUI feeds.
+    guidance=None,
+)
+
+FAMILIES = {family.name: family for family in (SDXL, FLUX, SD15, SD2, SD3, CHROMA)}
+
+
+def family_by_structure(
+    network: nn.Module,
+    name: str,
+    title: str,
+    *,
+    base_model_version: str,
+    architecture: str,
+    cfg: float,
+    guidance: float | None = None,
+) -> Family | None:
+    """The row of a network that has none: layers and blocks by structure, copies wherever a block might add in place.
+
+    None when the network is not made of repeated blocks with attention in them.
+    """
+    structure = structure_of(network)
+    if structure is None:
+        return None
+    return Family(
+        name=name,
+        title=title,
+        layers={
+            ATTENTION: structure.attention,
+            ATTENTION_AND_FEED_FORWARD: structure.attention_and_feed_forward,
+            FULL: structure.full,
+        },
+        blocks=structure.blocks,
+        adds_in_place=True,
+        same_input=(),
+        base_model_version=base_model_version,
+        architecture=architecture,
+        activations_gib=structure.activations_gib,
+        sampler="euler",
+        scheduler="simple",
+        cfg=cfg,
+        guidance=guidance,
+    )

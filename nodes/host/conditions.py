@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import comfy.model_base
 import torch
 from torch import Tensor
 
+Conditions = dict[str, object]
+"""The further arguments of a network for one picture: tensors with a batch of one, and plain values."""
+
 
 def conditions_of(
-    base, noisy: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int], guidance: float | None
-) -> dict[str, Tensor]:
-    """The network's further arguments for noisy latents (B, C, h, w), made for each sample on its own and then stacked.
+    base, noisy: Tensor, entry: Mapping[str, Tensor], size: tuple[int, int], guidance: float | None
+) -> Conditions:
+    """The conditions of one picture of the noisy latents' shape, from its encoded text.
 
     Sizes are the bucket's with no crop, which is what ComfyUI feeds at inference when nothing else is said.
     """
     width, height = size
-    extra = {} if guidance is None else {"guidance": guidance}
-    samples = []
-    for entry in text:
-        conditions = base.extra_conds(
-            **{name: tensor[None].to(noisy.device) for name, tensor in entry.items()},
-            noise=noisy[:1],
-            latent_image=noisy[:1],
-            device=noisy.device,
-            prompt_type="positive",
-            width=width,
-            height=height,
-            **extra,
-        )
-        samples.append({k: v.process_cond(batch_size=1, area=None).cond for k, v in conditions.items()})
-    return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+    conditions = base.extra_conds(
+        **{name: tensor[None].to(noisy.device) for name, tensor in entry.items()},
+        noise=noisy[:1],
+        latent_image=noisy[:1],
+        device=noisy.device,
+        prompt_type="positive",
+        width=width,
+        height=height,
+        **({} if guidance is None else {"guidance": guidance}),
+    )
+    return {name: value.process_cond(batch_size=1, area=None).cond for name, value in conditions.items()}
 
 
-def cast(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A condition as the network takes it: numbers in its dtype, indices as they are."""
-    return comfy.model_base.convert_tensor(value, dtype, device)
+def groups(samples: Sequence[Conditions]) -> Iterator[tuple[list[int], Conditions]]:
+    """Which pictures can go through the network together, and their conditions as one batch.
+
+    Texts of different length go through in turn, since padding would change what they say; so do pictures of which the
+    network is told different plain values.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for number, sample in enumerate(samples):
+        alike.setdefault(tuple((name, _shape(value)) for name, value in sample.items()), []).append(number)
+    for members in alike.values():
+        yield members, {name: _stacked([samples[n][name] for n in members]) for name in samples[members[0]]}
+
+
+def _shape(value: object) -> object:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return tuple(map(_shape, value)) if isinstance(value, list) else repr(value)
+
+
+def _stacked(values: list) -> object:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
+    return [_stacked(list(parts)) for parts in zip(*values, strict=True)] if isinstance(first, list) else first

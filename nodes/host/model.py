@@ -17,12 +17,12 @@ from ...training.frozen import is_linear
 from ...training.lora import Adapters
 from ...training.memory import MemoryPlan, Needs
 from ...training.noise import FLOW
-from .architecture import family_of
-from .conditions import cast, conditions_of
+from .architecture import family_of, is_single_frame, text_widths
+from .conditions import Conditions, conditions_of, groups
 from .identity import identity_of
 from .memory import give_back_memory, is_dynamic
-from .prediction import prediction_of
-from .weights import CastWeights
+from .prediction import answering_raw, prediction_of
+from .weights import CastWeights, trainable_around
 
 HALF_PRECISION_LOSS_SCALE = 1024.0
 _ROOMY = MemoryPlan()
@@ -56,15 +56,12 @@ class LoadedModel:
     @property
     def context_width(self) -> int | None:
         """How wide the text is that the network takes; None when its configuration does not say."""
-        config = self.patcher.model.model_config.unet_config
-        return config.get("context_in_dim", config.get("context_dim"))
+        return text_widths(self.patcher.model)[0]
 
     @property
     def pooled_width(self) -> int | None:
-        """How wide the pooled text is: SDXL adds six sizes of 256 numbers each to it."""
-        config = self.patcher.model.model_config.unet_config
-        sizes = config.get("adm_in_channels")
-        return config.get("vec_in_dim") if sizes is None else sizes - 6 * 256
+        """How wide the pooled text is that the network takes; None when its configuration does not say."""
+        return text_widths(self.patcher.model)[1]
 
     @property
     def network(self) -> nn.Module:
@@ -124,7 +121,7 @@ class LoadedModel:
         """Autograd on, ComfyUI in training, adapters attached; all undone on any exit."""
         self._ensure_loaded()
         with torch.inference_mode(False), torch.enable_grad(), _in_training(), self._attached:
-            self._attached.enter_context(self._attachment.attached())
+            self._attach()
             self._adapting = True
             try:
                 yield
@@ -142,7 +139,11 @@ class LoadedModel:
                 yield
         finally:
             if self._adapting:
-                self._attached.enter_context(self._attachment.attached())
+                self._attach()
+
+    def _attach(self) -> None:
+        self._attached.enter_context(trainable_around(self.network))
+        self._attached.enter_context(self._attachment.attached())
 
     def text_of(self, batch: Batch) -> Sequence[dict[str, Tensor]]:
         """The encoded captions of a batch."""
@@ -156,36 +157,28 @@ class LoadedModel:
     def __call__(
         self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
     ) -> Tensor:
-        """The raw answer of the network, before ComfyUI turns it into a clean picture.
+        """The raw answer of the network, before ComfyUI turns it into a clean picture."""
+        frame = is_single_frame(self.patcher.model)
+        noisy = noisy.unsqueeze(2) if frame else noisy
+        base, guidance = self.patcher.model, self.family.guidance
+        samples = [conditions_of(base, noisy, entry, size, guidance) for entry in text]
+        answers, order = [], []
+        for members, conditions in groups(samples):
+            answers.append(self._forward(noisy[members], sigma[members], conditions))
+            order += members
+        answer = answers[0] if len(answers) == 1 else torch.cat(answers)[torch.tensor(order).argsort()]
+        return answer.squeeze(2) if frame else answer
 
-        Texts of different length go through the network in turn, since padding would change what they say.
-        """
-        by_length: dict[int, list[int]] = {}
-        for number, entry in enumerate(text):
-            by_length.setdefault(entry["cross_attn"].shape[0], []).append(number)
-        if len(by_length) == 1:
-            return self._forward(noisy, sigma, text, size)
-        answers = [self._forward(noisy[i], sigma[i], [text[n] for n in i], size) for i in by_length.values()]
-        order = torch.tensor([number for group in by_length.values() for number in group])
-        return torch.cat(answers)[order.argsort().to(noisy.device)]
-
-    def _forward(
-        self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
-    ) -> Tensor:
-        base = self.patcher.model
-        sampling = self.patcher.get_model_object("model_sampling")
-        conditions = conditions_of(base, noisy, text, size, self.family.guidance)
-        context = conditions.pop("c_crossattn").to(device=noisy.device, dtype=self.dtype)
-        extra = {name: cast(value, self.dtype, noisy.device) for name, value in conditions.items()}
-        options = {**self.patcher.model_options.get("transformer_options", {}), "optimized_attention_override": _sdpa}
-        return base.diffusion_model(
-            sampling.calculate_input(sigma, noisy).to(self.dtype),
-            sampling.timestep(sigma).float(),
-            context=context,
-            control=None,
-            transformer_options=options,
-            **extra,
-        ).float()
+    def _forward(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        raw = answering_raw(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.dtype)
+        options = {
+            **self.patcher.model_options.get("transformer_options", {}),
+            "optimized_attention_override": _sdpa,
+            # What ComfyUI's samplers tell the nodes that patch a MODEL: one prompt, and the noise levels.
+            "cond_or_uncond": [0],
+            "sigmas": sigma,
+        }
+        return raw._apply_model(noisy, sigma, transformer_options=options, **conditions)
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import comfy.ops
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +33,33 @@ def _is_ready(layer: nn.Module, weight: Tensor, like: Tensor) -> bool:
     return not (
         "_v" in state or state.get("weight_function") or state.get("bias_function") or type(weight) is not nn.Parameter
     )
+
+
+@contextmanager
+def trainable_around(network: nn.Module) -> Iterator[None]:
+    """Autograd may keep the small parameters of `network` while it runs: gates, tokens, norms of its own making.
+
+    ComfyUI makes them in inference mode, and such tensors cannot be kept. Within the block each is replaced by another
+    tensor over the same memory. ComfyUI's own layers are left alone: their weights are read through `CastWeights`.
+    """
+    swapped = []
+    try:
+        for module in network.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                continue
+            for name, parameter in module._parameters.items():
+                if type(parameter) is nn.Parameter and parameter.is_inference():
+                    swapped.append((module._parameters, name, parameter))
+                    module._parameters[name] = _alias(parameter)
+        yield
+    finally:
+        for parameters, name, parameter in swapped:
+            parameters[name] = parameter
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    """The same memory as an ordinary tensor."""
+    with torch.inference_mode(False):
+        empty = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        place = parameter.storage_offset(), parameter.shape, parameter.stride()
+        return nn.Parameter(empty.set_(parameter.untyped_storage(), *place), requires_grad=False)

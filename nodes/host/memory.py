@@ -127,7 +127,7 @@ def too_little(denoiser: LoadedModel) -> str:
     free = free_bytes(denoiser.patcher) / _GIB
     return (
         f"Training this {denoiser.family.title} model does not fit into the {free:.1f} GB of memory that are free, "
-        "even with the smallest plan: lower the resolution of the dataset, the rank, or close what else uses the device."
+        "even with the smallest plan: lower the dataset's resolution or the rank, or close what else uses the device."
     )
 
 

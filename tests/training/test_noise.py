@@ -169,6 +169,42 @@ def test_other_code_that_draws_random_numbers_changes_nothing_and_is_not_changed
     assert all(map(torch.equal, first, second))
 
 
+# Noise that is coarser
+
+
+def test_a_noise_offset_adds_one_number_to_each_channel_of_each_picture():
+    """sd-scripts `apply_noise_offset`: noise + strength * randn(b, c, 1, 1)."""
+    plain = noise.noise_like(torch.zeros(300, 4, 8, 8), 0, "noise", 0)
+    added = noise.with_offset(plain, 0.3, noise.generator(0, "noise offset", 0)) - plain
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added), rtol=0, atol=1e-5)
+    numbers = added[..., 0, 0]
+    assert numbers.std().item() == pytest.approx(0.3, rel=0.1) and numbers.mean().abs() < 0.03
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_multires_noise_is_what_sd_scripts_adds_up(iterations):
+    """`pyramid_noise_like`: r between 2 and 4 anew each time, sides int(side / r**i), the end when one is 1."""
+    plain = noise.noise_like(torch.zeros(2, 4, 24, 40), 0, "noise", 0)
+    ours = noise.multires(plain, iterations, 0.3, noise.generator(0, "multires noise", 5))
+    drawn = noise.generator(0, "multires noise", 5)
+    upsample, (h, w) = torch.nn.Upsample(size=(24, 40), mode="bilinear"), (24, 40)
+    total = plain.clone()
+    for i in range(iterations):
+        r = torch.rand((), generator=drawn, dtype=torch.float64).item() * 2 + 2
+        h, w = max(1, int(h / (r**i))), max(1, int(w / (r**i)))
+        total += upsample(torch.randn(2, 4, h, w, generator=drawn)) * 0.3**i
+        if w == 1 or h == 1:
+            break
+    torch.testing.assert_close(ours, total / total.std(), rtol=0, atol=1e-6)
+    assert (h == 1) == (iterations > 1)
+
+
+def test_multires_noise_has_a_standard_deviation_of_one():
+    plain = noise.noise_like(torch.zeros(2, 4, 32, 32), 0, "noise", 0)
+    drawn = noise.multires(plain, 6, 0.9, noise.generator(0, "multires noise", 0))
+    assert drawn.std().item() == pytest.approx(1)
+
+
 # Masks
 
 

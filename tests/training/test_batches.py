@@ -12,7 +12,7 @@ from lora_workbench.training import batches as batches_module
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.batches import Batch, Batches, load
 from lora_workbench.training.cache import Cached, encode
-from lora_workbench.training.dataset import Example
+from lora_workbench.training.dataset import REGULARIZATION, Example, joined
 from lora_workbench.training.folder import scan
 from lora_workbench.training.wording import Wording, text_of
 
@@ -238,3 +238,84 @@ def test_bad_requests_are_refused_with_their_value(unread):
         Batches(imagined(1), 0, seed=0)
     with pytest.raises(IndexError, match="got -1"):
         Batches(imagined(1), 1, seed=0)[-1]
+
+
+# Captions as drawn, and with class words
+
+
+@pytest.fixture
+def concept(tmp_path):
+    """Two pictures of a concept and one of its class, with tags that are shuffled and captions that are left out."""
+    for number, tags in enumerate(("red, round, small", "lime, square, large")):
+        draw(tmp_path / "set" / "1_zork star" / f"{number}.png", caption=f"zork, {tags}")
+    draw(tmp_path / "stars" / "c.png", caption="star, blue")
+    stars = scan(tmp_path / "stars", role=REGULARIZATION, resolution=64)
+    whole = joined([stars, scan(tmp_path / "set", trigger_word="zork", resolution=64)])
+    wording = Wording(shuffle_tags=True, tag_dropout=0.3, caption_dropout=0.3, most_texts=8)
+    return lambda **options: encode(replace(whole, wording=wording), ToyEncoder(), tmp_path / "cache", **options)
+
+
+def letters(text):
+    """What ToyEncoder answers."""
+    return ToyEncoder().text(text)["cross_attn"]
+
+
+def test_a_batch_says_its_captions_as_they_were_drawn(concept):
+    batches, said = Batches(concept().examples, 3, seed=0), set()
+    for number in range(40):
+        batch = batches[number]
+        assert batch.class_text is None
+        for caption, text in zip(batch.captions, batch.text, strict=True):
+            assert torch.equal(text["cross_attn"], letters(caption))
+        said.update(batch.captions)
+    assert "" in said and len(said) > 6
+
+
+def test_a_batch_says_concepts_also_with_class_words_unless_their_caption_was_left_out(concept):
+    """Caption dropout and preservation together: a caption that is left out has no trigger word to replace."""
+    batches, counts = Batches(concept(classes=True).examples, 3, seed=0), Counter()
+    for number in range(40):
+        batch = batches[number]
+        for name, caption, other, text in zip(
+            batch.names, batch.captions, batch.class_captions, batch.class_text, strict=True
+        ):
+            if name == "c.png" or caption == "":
+                assert other == "" and text is None
+            else:
+                assert other == caption.replace("zork", "star")
+                assert torch.equal(text["cross_attn"], letters(other))
+            counts[name == "c.png", caption == ""] += 1
+    assert len(counts) == 4 and counts[False, True] > 10
+
+
+def test_a_batch_of_the_class_is_told_with_class_words(concept):
+    batches = Batches(concept(classes=True).examples, 3, seed=0)
+    batch = next(batches[n] for n in range(40) if sum(text is not None for text in batches[n].class_text) == 2)
+    places = [place for place, text in enumerate(batch.class_text) if text is not None]
+    told = batch.at(places).of_class()
+    assert told.captions == tuple(batch.class_captions[place] for place in places) and told.class_text is None
+    assert told.text == tuple(batch.class_text[place] for place in places)
+    assert told.names == tuple(batch.names[place] for place in places)
+    assert torch.equal(told.latents, batch.latents[places]) and torch.equal(told.weights, batch.weights[places])
+
+
+def test_held_out_pictures_say_their_plain_captions(concept):
+    dataset = concept()
+    assert load(dataset.examples[:1]).captions == (dataset.examples[0].caption,)
+    kept = replace(dataset.examples[1], texts={}, caption="zork, red, round, small")
+    assert load([kept]).captions == ("zork, red, round, small",)
+
+
+def test_the_examples_at_some_places_keep_all_that_belongs_to_them(concept):
+    batch = replace(
+        Batches(concept(classes=True).examples, 3, seed=0)[0],
+        weights=torch.tensor([1.0, 2.0, 3.0]),
+        masks=torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 8, 8),
+    )
+    some = batch.at([2, 0])
+    assert some.weights.tolist() == [3.0, 1.0] and some.masks[:, 0, 0, 0].tolist() == [2.0, 0.0]
+    for name in ("names", "captions", "class_captions", "class_text", "text"):
+        assert getattr(some, name) == (getattr(batch, name)[2], getattr(batch, name)[0])
+    assert torch.equal(some.latents, batch.latents[[2, 0]]) and some.size == batch.size
+    plain = Batch(batch.latents, batch.text, batch.size, batch.names).at([1])
+    assert plain.masks is None and plain.class_text is None and plain.captions == ()

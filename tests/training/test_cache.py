@@ -12,7 +12,8 @@ from PIL import Image
 from lora_workbench.training import augmentation, cache, cache_file
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.cache import encode, encodings, fingerprint, read
-from lora_workbench.training.dataset import REGULARIZATION
+from lora_workbench.training.class_words import with_class_words
+from lora_workbench.training.dataset import REGULARIZATION, joined
 from lora_workbench.training.folder import scan
 from lora_workbench.training.wording import Wording
 
@@ -468,3 +469,52 @@ def test_a_picture_that_changed_size_after_the_dataset_was_loaded_is_named(folde
     Image.new("RGB", (40, 30)).save(dataset.examples[0].path)
     with pytest.raises(ValueError, match=f"{dataset.examples[0].path.name} was changed after .*: queue again"):
         encode(dataset, ToyEncoder(), tmp_path / "other_cache")
+
+
+# Class words
+
+
+@pytest.fixture
+def zork(tmp_path):
+    """Two pictures of a concept that has a class, and one of the class."""
+    draw(tmp_path / "set" / "1_zork star" / "a.png", (128, 128), "red", caption="zork, a red field, wide")
+    draw(tmp_path / "set" / "1_zork star" / "b.png", (128, 128), "lime", caption="zork star, a lime field")
+    draw(tmp_path / "stars" / "c.png", (128, 128), "blue", caption="star, a blue field")
+    concept = scan(tmp_path / "set", trigger_word="zork", resolution=128)
+    return joined([scan(tmp_path / "stars", role=REGULARIZATION, resolution=128), concept])
+
+
+def test_captions_of_concepts_are_encoded_with_class_words_when_that_is_asked(zork, tmp_path):
+    encoder = ToyEncoder()
+    plain = encode(zork, encoder, tmp_path / "cache")
+    assert all(cached.class_texts is None for cached in plain.examples) and len(encoder.captions) == 3
+    encoder.asked.clear()
+    c, a, b = encode(zork, encoder, tmp_path / "cache", classes=True).examples
+    assert encoder.asked == ["star, a red field, wide", "star, a lime field"]
+    assert c.class_texts == {} and list(a.class_texts) == ["zork, a red field, wide"]
+    caption, path = b.class_texts["zork star, a lime field"]
+    assert caption == "star, a lime field" and torch.equal(read(path)["pooled"], encoder.text(caption)["pooled"])
+
+
+def test_every_text_of_a_concept_that_says_the_trigger_word_has_one_with_class_words(zork, tmp_path):
+    zork = replace(zork, wording=Wording(shuffle_tags=True, tag_dropout=0.5, caption_dropout=0.5, most_texts=12))
+    encoder = ToyEncoder()
+    cached = encode(zork, encoder, tmp_path / "cache", classes=True)
+    _, a, _ = cached.examples
+    assert set(a.class_texts) == set(a.texts) - {""} and len(a.class_texts) > 2
+    assert all(other == text.replace("zork", "star") for text, (other, _) in a.class_texts.items())
+    assert len(encoder.captions) <= encodings(zork, classes=True)[1]
+    assert encodings(zork, classes=True)[1] > encodings(zork)[1]
+
+
+def test_a_class_nobody_has_said_is_asked_for_before_anything_is_encoded(folder, tmp_path):
+    encoder = ToyEncoder()
+    with pytest.raises(ValueError, match="what 'zork' is"):
+        encode(scan(folder, trigger_word="zork"), encoder, tmp_path / "cache", classes=True)
+    assert encoder.asked == []
+
+
+def test_a_fingerprint_tells_the_class_only_where_it_matters(zork):
+    other = with_class_words(zork, "planet")
+    assert fingerprint(other) == fingerprint(zork)
+    assert len({fingerprint(zork), fingerprint(zork, classes=True), fingerprint(other, classes=True)}) == 3

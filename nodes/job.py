@@ -28,6 +28,7 @@ from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
 from .host.encoders import GraphEncoder
+from .host.graph import Graph
 from .host.live import mean_of
 from .host.memory import choices_for, free_bytes, needs_of
 from .host.model import LoadedModel
@@ -60,6 +61,7 @@ class Request:
     seed: int = 0
     start_over: bool = False
     settings: ExpertSettings = field(default_factory=ExpertSettings)
+    graph: Graph = field(default_factory=Graph)
 
 
 @dataclass(frozen=True)
@@ -201,16 +203,15 @@ def _train(
         asked = Controls(progress.node_id, progress.live.touched)
         with asked, closing(train(denoiser, batches, adapters, config, run.resume())) as steps:
             events = watched(steps, progress, config.steps, asked)
-            events = recorded(
-                events, run, _writer(request, denoiser, chosen), save_every=chosen.save_every, last_step=config.steps
-            )
+            write = _writer(request, denoiser, chosen, run)
+            events = recorded(events, run, write, save_every=chosen.save_every, last_step=config.steps)
             events = validated(events, run, denoiser, held_out, progress)
             for event in events:
                 if isinstance(event, Checkpoint):
                     _proved(request, event)
                     previews.show(event, progress)
                 elif asked.take("preview"):
-                    previews.show_unsaved(event.snapshot(), _writer(request, denoiser, chosen), progress)
+                    previews.show_unsaved(event.snapshot(), write, progress)
                 asked.wait()
 
 
@@ -235,11 +236,11 @@ def _one_by_one(cached: CachedDataset) -> list[Batch]:
     return [load([example]) for example in cached.held_out]
 
 
-def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
+def _writer(request: Request, denoiser: LoadedModel, chosen: Plan, run: TrainingRun):
     """How a snapshot of this run becomes a LoRA file."""
-    dataset = request.dataset
+    dataset, identity = request.dataset, run.fact("identity")
 
-    def write(path: Path, snapshot: Snapshot) -> None:
+    def write(path: Path, snapshot: Snapshot, average: str = "") -> None:
         entries = description(
             title=request.name.strip(),
             family=denoiser.family,
@@ -250,6 +251,14 @@ def _writer(request: Request, denoiser: LoadedModel, chosen: Plan):
             resolution=dataset.resolution,
             captions=[example.caption for example in dataset.concepts],
             step=snapshot.step,
+            regularization=len(dataset.examples) - len(dataset.concepts),
+            held_out=len(dataset.held_out),
+            average=average,
+            settings={"save_every": chosen.save_every, "preset": request.preset, "expert": asdict(request.settings)},
+            dataset=identity["dataset"],
+            base_model=identity["model"],
+            workflow=request.graph.needed(),
+            node=request.graph.node,
         )
         tensors = lora_file.file_tensors(snapshot.weights, chosen.lora, DTYPES[request.settings.save_precision])
         lora_file.write(path, tensors, entries)

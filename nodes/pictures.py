@@ -7,6 +7,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 
@@ -21,8 +22,8 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255.0)[None]
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    """The picture as a PNG file's content."""
+def png_bytes(picture: Image.Image, info: PngInfo | None = None) -> bytes:
+    """The picture as a PNG file's content, with text about it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=4)
+    picture.save(buffer, "PNG", pnginfo=info, compress_level=4)
     return buffer.getvalue()

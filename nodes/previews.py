@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from ..training.description import add_cover
 from ..training.figures import labelled_grid
 from ..training.loop import Snapshot
 from ..training.run import Checkpoint, TrainingRun
@@ -80,11 +81,14 @@ class Previews:
                 for number in missing:
                     throw_if_cancelled()
                     picture = self._sample(model, number)
-                    write_atomically(paths[number], png_bytes(picture))
+                    write_atomically(paths[number], png_bytes(picture, self._request.graph.png_info()))
                     progress.live.preview(step, self._prompts[number], paths[number])
         for prompt, path in zip(self._prompts, paths, strict=True):
             progress.live.preview(step, prompt, path)
-        return [Image.open(path).convert("RGB") for path in paths]
+        pictures = [Image.open(path).convert("RGB") for path in paths]
+        if checkpoint is not None and Path(checkpoint.path).parent == self._run.loras / self._run.name:
+            give_cover(Path(checkpoint.path), paths[0])
+        return pictures
 
     @contextmanager
     def _model(self, checkpoint: Checkpoint | None) -> Iterator:
@@ -106,6 +110,16 @@ class Previews:
     def _path(self, checkpoint: Checkpoint | None, prompt: str) -> Path:
         key = hashlib.sha256(f"{prompt}\n{self._settings}\n{self._denoiser.identity}".encode()).hexdigest()[:16]
         return self._run.folder / "previews" / f"{checkpoint.step if checkpoint else 0:06d}_{key}.png"
+
+
+def give_cover(lora: Path, preview: Path) -> None:
+    """Put a preview beside and into a LoRA file as its cover, where ComfyUI's model list looks; once a file."""
+    beside = lora.with_suffix(".preview.png")
+    if not beside.is_file():
+        write_atomically(beside, preview.read_bytes())
+    # A file that another program holds open cannot be replaced everywhere; then the cover beside it is enough.
+    with suppress(PermissionError), Image.open(preview) as picture:
+        add_cover(lora, picture)
 
 
 def prompts_of(request) -> list[str]:

@@ -10,6 +10,7 @@ from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
 from . import job
 from .host import loras
+from .host.graph import Graph
 from .host.live import LiveRun, mean_of
 from .host.progress import Progress
 from .pictures import to_image
@@ -108,7 +109,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                 io.Image.Output("loss_chart", tooltip="Loss by step."),
                 io.String.Output("report", tooltip="What was trained, where the file is, and the proof that it loads."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -144,6 +145,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             seed=seed,
             start_over=resume == START_OVER,
             settings=settings or ExpertSettings(),
+            graph=Graph.of(cls.hidden),
         )
         live = LiveRun(cls.hidden.unique_id, name)
         progress = Progress(cls.hidden.unique_id, live)

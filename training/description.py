@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from .config import DORA, LOHA, LOKR, LORA, OFT, LoraConfig, ObjectiveConfig, TrainConfig
 from .families import Family
+from .schedule import warmup_steps
 from .whole_file import payload_of, with_entries, write_atomically
 
 OURS = "lora_workbench."
+VERSION = "0.1.0"
 COVERS, THUMBNAIL = "ssmd_cover_images", "modelspec.thumbnail"
 COVER_SIZE = 384
 LYCORIS = {DORA: "lora", LOHA: "loha", LOKR: "lokr", OFT: "diag-oft"}
@@ -62,7 +64,6 @@ def description(
     regularization: int = 0,
     held_out: int = 0,
     average: str = "",
-    version: str = "",
     settings: Mapping[str, object] | None = None,
     dataset: str = "",
     base_model: str = "",
@@ -82,7 +83,7 @@ def description(
         f"{OURS}step": str(step),
         f"{OURS}settings": json.dumps(kept, sort_keys=True, ensure_ascii=False),
     }
-    told = {"average": average, "version": version, "dataset": dataset, "base_model": base_model, "node": node}
+    told = {"average": average, "version": VERSION, "dataset": dataset, "base_model": base_model, "node": node}
     told["workflow"] = json.dumps(workflow, sort_keys=True, ensure_ascii=False) if workflow else ""
     return entries | {OURS + name: value for name, value in told.items() if value}
 
@@ -101,7 +102,7 @@ def _kohya(
         "ss_learning_rate": str(config.learning_rate),
         "ss_unet_lr": str(config.learning_rate),
         "ss_lr_scheduler": config.schedule.replace(" ", "_"),
-        "ss_lr_warmup_steps": str(warmup_steps(config)),
+        "ss_lr_warmup_steps": str(warmup_steps(config.warmup, config.steps)),
         "ss_optimizer": f"{OPTIMIZERS[config.optimizer]}(weight_decay={config.weight_decay})",
         "ss_batch_size_per_device": str(config.batch_size),
         "ss_total_batch_size": str(config.batch_size * config.accumulation),
@@ -206,11 +207,6 @@ def alpha_of(lora: LoraConfig, rank: int) -> float:
     """The alpha that stands in the file for adapters of this rank, with which every loader gets the scale right."""
     alpha = lora.alpha or rank
     return alpha * rank**0.5 if lora.rank_stabilized else alpha
-
-
-def warmup_steps(config: TrainConfig) -> int:
-    """Warm-up in steps; below 1 the setting is a fraction of all steps."""
-    return round(config.warmup * config.steps if 0 < config.warmup < 1 else config.warmup)
 
 
 def tag_frequency(captions: Sequence[str], triggers: Mapping[str, int]) -> dict[str, int]:

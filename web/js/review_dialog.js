@@ -1,6 +1,7 @@
 // The caption review: pictures and captions of one folder in a dialog that can be worked by keyboard alone.
+import { addStyle, element } from "./dom.js";
 import { Refused, ReviewApi } from "./review_api.js";
-import { addStyle, button, element, enable } from "./review_dom.js";
+import { button, enable } from "./review_dom.js";
 import { Editor } from "./review_editor.js";
 import { Filters } from "./review_filters.js";
 import { Grid } from "./review_grid.js";
@@ -106,7 +107,7 @@ class ReviewDialog {
   }
 
   open() {
-    addStyle();
+    addStyle("review.css");
     document.body.append(this.root);
     this.root.showModal();
     this.editor.focus();

@@ -1,16 +1,6 @@
-// The few things the review needs of the page: elements, badges, differences, and its style sheet.
+// The few things the review needs of the page: buttons, badges and differences.
+import { element } from "./dom.js";
 import { STATES, difference } from "./review_text.js";
-
-/** An element with properties, data-… and aria-… attributes and listeners (`onclick`), and its children. */
-export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
 
 /** A button; one that is switched off by `enable` keeps the focus, which the browser would take from it otherwise. */
 export function button(text, title, does, className = "") {
@@ -42,10 +32,4 @@ export function sideBySide(before, after) {
     column("Before", "removed", "del"),
     column("After", "added", "ins"),
   );
-}
-
-export function addStyle() {
-  const address = new URL("./review.css", import.meta.url).href;
-  if (document.querySelector(`link[href="${address}"]`)) return;
-  document.head.append(element("link", { rel: "stylesheet", href: address }));
 }

@@ -1,5 +1,6 @@
 // The right-hand side of the review: one picture, large, and its caption to write.
-import { badge, button, element, enable, sideBySide } from "./review_dom.js";
+import { element } from "./dom.js";
+import { badge, button, enable, sideBySide } from "./review_dom.js";
 
 const COUNT_AFTER = 200; // ms without a key
 

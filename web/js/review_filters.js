@@ -1,5 +1,5 @@
 // What of the folder is shown: a state, words to look for, and tags chosen from the cloud.
-import { element } from "./review_dom.js";
+import { element } from "./dom.js";
 import { STATES, countTags } from "./review_text.js";
 
 const MOST_TAGS = 150;

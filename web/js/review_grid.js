@@ -1,5 +1,6 @@
 // The middle of the review: every picture with its caption, one of them chosen; arrow keys move the choice.
-import { badge, element } from "./review_dom.js";
+import { element } from "./dom.js";
+import { badge } from "./review_dom.js";
 
 export class Grid {
   /** `review` is the dialog: api, limit, choose(name), edit(). */

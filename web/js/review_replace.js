@@ -1,5 +1,6 @@
 // Find and replace in all captions of the folder, shown before it is done.
-import { button, element, enable, sideBySide } from "./review_dom.js";
+import { element } from "./dom.js";
+import { button, enable, sideBySide } from "./review_dom.js";
 
 const PREVIEW_AFTER = 250; // ms without a key
 const MOST_SHOWN = 100;

@@ -1,25 +1,31 @@
-// The Trainer's "Finish now" button: stop after the current step and let the graph go on with what there is.
+// The panel on LoRA Trainer.
 import { app } from "../../../scripts/app.js";
-import { api } from "../../../scripts/api.js";
+import { Panel } from "./trainer_panel.js";
 
-async function finish(node) {
-  const running = app.runningNodeId ?? String(node.id);
-  const nodeId = String(running).split(":").at(-1) === String(node.id) ? String(running) : String(node.id);
-  const answer = await api.fetchApi("/lora_workbench/finish", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ node_id: nodeId }),
-  });
-  const detail = answer.ok ? "The training stops after this step and the graph goes on." : "The server did not answer.";
-  app.extensionManager?.toast?.add({ severity: answer.ok ? "info" : "error", summary: "Finish now", detail, life: 4000 });
-}
+const WIDGET = "lora_workbench_panel";
 
 app.registerExtension({
   name: "LoraWorkbench.Trainer",
   async nodeCreated(node) {
     if (node.comfyClass !== "LoraWorkbenchTrainer") return;
-    const button = node.addWidget("button", "Finish now", null, () => finish(node), { serialize: false });
-    button.serialize = false; // keeps it out of the saved widget values as well
-    button.tooltip = "Stop after this step, keep the work, and go on with the graph.";
+    const panel = new Panel(node);
+    // After the widgets of the schema, as saved values are read by position.
+    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
+    const widget = node.addDOMWidget(WIDGET, "panel", panel.root, options);
+    widget.serialize = false; // keeps it out of the saved widget values as well
+    widget.label = "";
+    after(node, "onRemoved", () => panel.stop());
+    // The node's id and name are known once the saved graph is read.
+    after(node, "onConfigure", () => setTimeout(() => panel.live.refreshSoon()));
   },
 });
+
+/** Does something more when the node's `name` is called. */
+function after(node, name, act) {
+  const before = node[name];
+  node[name] = function (...values) {
+    const answer = before?.apply(this, values);
+    act();
+    return answer;
+  };
+}

@@ -9,6 +9,7 @@ import hosttoys
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingFlux
+from hostanswers import denoised_by_comfyui, denoised_by_us, sampler_condition
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from torch import nn
@@ -28,32 +29,6 @@ from lora_workbench.training.targets import file_key
 pytestmark = pytest.mark.comfy
 every_kind = pytest.mark.parametrize("kind", hosttoys.KINDS)
 with_and_without_checkpointing = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-
-
-def sampler_condition(kind, entry):
-    """A caption as the sampler gets it from CLIPTextEncode, with the guidance that training uses."""
-    extra = {"guidance": 1.0} if kind == "flux" else {}
-    return [entry["cross_attn"][None], {"pooled_output": entry["pooled_output"][None], **extra}]
-
-
-def denoised_by_comfyui(patcher, kind, noisy, sigma, *entries):
-    """What ComfyUI's samplers make of noisy latents; several captions are averaged, as samplers do."""
-    mm.load_models_gpu([patcher])
-    positive = comfy.sampler_helpers.convert_cond([sampler_condition(kind, entry) for entry in entries])
-    with torch.inference_mode():
-        patcher.pre_run()
-        conditions = comfy.samplers.process_conds(
-            patcher.model, noisy, {"positive": positive}, noisy.device, latent_image=noisy
-        )["positive"]
-        (answer,) = comfy.samplers.calc_cond_batch(patcher.model, [conditions], noisy, sigma, patcher.model_options)
-        patcher.cleanup()
-    return answer.clone()
-
-
-def denoised_by_us(denoiser, noisy, sigma, entries, size=hosttoys.SIZE):
-    with denoiser.adapted(), torch.no_grad():
-        raw = denoiser(noisy, sigma, entries, size)
-    return denoiser.patcher.get_model_object("model_sampling").calculate_denoised(sigma, raw, noisy)
 
 
 def active_lora(patcher):

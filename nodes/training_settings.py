@@ -217,6 +217,12 @@ def _losses() -> list[io.Input]:
             "Keep the class as the model knows it, without extra pictures: weight of that. 1 is usual, 0 = off.",
             step=0.1,
         ),
+        io.String.Input(
+            "class_words",
+            **_common(
+                "class_words", "Of preservation: what the trigger word is, such as woman. Empty = as the folder says."
+            ),
+        ),
     ]
 
 

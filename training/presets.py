@@ -143,6 +143,7 @@ class ExpertSettings:
     input_perturbation: float = ObjectiveConfig.input_perturbation
     mask_floor: float = ObjectiveConfig.mask_floor
     preservation: float = ObjectiveConfig.preservation
+    class_words: str = ObjectiveConfig.class_words
 
     preview_every: int = 0
     """Steps between two rows of previews, rounded to checkpoints; 0 draws them at every checkpoint."""

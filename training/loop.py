@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .batches import Batch
 from .config import TrainConfig
+from .ema import Average
 from .lora import Adapters
-from .noise import loss_per_sample, mix, noise_like, target, training_sigmas
-from .optimizer import adamw, load_state, set_learning_rate, state_of
+from .objective import Objective
+from .optimizer import forget_still, load_state, optimizer_for, set_learning_rate, state_of, training_weights
 from .schedule import learning_rate
 
 BROKEN_STEPS_ALLOWED = 2
@@ -33,8 +34,17 @@ class Denoiser(Protocol):
     loss_scale: float
     """What the loss is multiplied with before backward, so that half-precision gradients do not vanish."""
 
+    parts: int
+    """In how many parts a batch goes through the network."""
+
     def adapted(self) -> AbstractContextManager[None]:
         """Inside, the network computes with the adapters and gradients reach them; outside, it is as it was."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """Within `adapted`: the network as it was, without gradients."""
+
+    def text_of(self, batch: Batch) -> Sequence[dict[str, Tensor]]:
+        """The text of each example, by the text encoders as they are now."""
 
     def __call__(
         self, noisy: Tensor, sigma: Tensor, text: Sequence[dict[str, Tensor]], size: tuple[int, int]
@@ -48,7 +58,11 @@ class Snapshot:
 
     step: int
     weights: dict[str, Tensor]
+    """What a file says."""
     optimizer: dict[str, Tensor]
+    """All else that is needed to go on bit for bit."""
+    ema: dict[str, Tensor] | None = None
+    """The running average of the weights, where one is kept."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,17 @@ class Step:
     loss: float
     learning_rate: float
     skipped: bool
-    _adapters: Adapters = field(repr=False)
-    _optimizer: torch.optim.Optimizer = field(repr=False)
+    norm: float = math.nan
+    """Of the whole gradient, before it was limited."""
+    sigmas: tuple[float, ...] = ()
+    """The noise level of each picture,"""
+    losses: tuple[float, ...] = ()
+    """and its loss."""
+    _taken: Callable[[int], Snapshot] | None = field(default=None, repr=False)
 
     def snapshot(self) -> Snapshot:
-        """An owned copy of the state after this step; ask before the next step is taken."""
-        return Snapshot(self.number, self._adapters.state(), state_of(self._optimizer))
+        """An owned copy of the state after this step; RuntimeError once the next step has begun to change it."""
+        return self._taken(self.number)
 
 
 def train(
@@ -73,56 +92,96 @@ def train(
     adapters: Adapters,
     config: TrainConfig,
     resume: Snapshot | None = None,
+    slowdown: float = 1.0,
 ) -> Iterator[Step]:
     """Train the adapters and yield each step once it is done; to stop, stop iterating.
 
     Every random choice is a function of (seed, step), so a run that continues from a snapshot equals one that never
     stopped. The network carries the adapters only while a step is computed: whoever receives a step finds the model
-    as it was. FloatingPointError after three steps in a row whose loss or gradient is not finite.
+    as it was. `slowdown` is a factor on the learning rate. FloatingPointError after three steps in a row whose loss or
+    gradient is not finite.
     """
-    optimizer = adamw([adapters.values], config.weight_decay)
-    if resume is not None:
+    state = State.begin(adapters, config, resume)
+    objective, broken = Objective(config.objective, config.seed), 0
+    for step in range(state.step, config.steps):
+        rate = slowdown * rate_at(step, config)
+        set_learning_rate(state.optimizer, rate, done=step / config.steps)
+        adapters.zero_grad()
+        sigmas, losses, loss = [], [], 0.0
+        with training_weights(state.optimizer):
+            for number in range(step * config.accumulation, (step + 1) * config.accumulation):
+                batch = batches[number]
+                with denoiser.adapted(), adapters.dropping(config.seed, number):
+                    question = objective.question(denoiser, batch, number)
+                    share = 1 / (len(question) * config.accumulation)
+                    for part in question.parts(denoiser.parts):
+                        found = objective.losses(denoiser, part)
+                        (found.sum() * share * denoiser.loss_scale).backward()
+                        told = torch.stack([found.detach().float(), part.sigma.float()]).tolist()
+                        losses, sigmas = losses + told[0], sigmas + told[1]
+                        loss += sum(told[0]) * share
+            forget_still(state.optimizer)
+            norm = clip_gradient(adapters.values.grad, config.clip_norm, denoiser.loss_scale)
+            skipped = not (math.isfinite(loss) and math.isfinite(norm))
+            broken = broken + 1 if skipped else 0
+            if broken > BROKEN_STEPS_ALLOWED:
+                raise FloatingPointError(
+                    f"The loss was not a finite number for {broken} steps in a row, up to step {step + 1}: "
+                    "lower learning_rate, or look for a broken picture among " + ", ".join(batch.names) + "."
+                )
+            if not skipped:
+                state.change(step)
+        state.step = step + 1
+        told = (math.nan if skipped else loss, rate, skipped, norm, tuple(sigmas), tuple(losses))
+        yield Step(step + 1, *told, state.snapshot)
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of the 0-based `step`."""
+    return learning_rate(
+        step,
+        peak=config.learning_rate,
+        steps=config.steps,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        restarts=config.restarts,
+    )
+
+
+@dataclass
+class State:
+    """All that a step changes. `step` is how many are done, None while one is changing it."""
+
+    adapters: Adapters
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    step: int | None = 0
+
+    @classmethod
+    def begin(cls, adapters: Adapters, config: TrainConfig, resume: Snapshot | None) -> State:
+        """The state of fresh adapters, or the one of a snapshot."""
+        optimizer = optimizer_for(adapters, config)
+        if resume is None:
+            return cls(adapters, optimizer, Average(adapters, config.ema) if config.ema else None)
         adapters.load(resume.weights)
         load_state(optimizer, resume.optimizer)
-    broken = 0
-    for step in range(resume.step if resume else 0, config.steps):
-        rate = learning_rate(
-            step, peak=config.learning_rate, steps=config.steps, warmup=config.warmup, schedule=config.schedule
-        )
-        set_learning_rate(optimizer, rate)
-        adapters.zero_grad()
-        loss = 0.0
-        for number in range(step * config.accumulation, (step + 1) * config.accumulation):
-            with denoiser.adapted():
-                part = batch_loss(denoiser, batches[number], config.seed, number) / config.accumulation
-                (part * denoiser.loss_scale).backward()
-            loss += part.item()
-        norm = clip_gradient(adapters.values.grad, config.clip_norm, denoiser.loss_scale)
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        broken = broken + 1 if skipped else 0
-        if broken > BROKEN_STEPS_ALLOWED:
-            raise FloatingPointError(
-                f"The loss was not a finite number for {broken} steps in a row, up to step {step + 1}: "
-                "lower learning_rate, or look for a broken picture among " + ", ".join(batches[number].names) + "."
-            )
-        if not skipped:
-            optimizer.step()
-        yield Step(step + 1, math.nan if skipped else loss, rate, skipped, adapters, optimizer)
+        average = Average(adapters, config.ema, resume.ema) if config.ema else None
+        return cls(adapters, optimizer, average, resume.step)
 
+    def change(self, step: int) -> None:
+        """Take the step whose gradients are there."""
+        self.step = None
+        self.optimizer.step()
+        self.adapters.limit_norms()
+        if self.average is not None:
+            self.average.follow(step)
 
-def batch_loss(denoiser: Denoiser, batch: Batch, seed: int, number: int) -> Tensor:
-    """The loss of micro-batch `number`: the mean over its pictures, each at its own noise level with its own text.
-
-    Where pictures have masks or weights, the error counts inside the mask only, and each picture times its weight.
-    """
-    sigma = training_sigmas(denoiser.sigmas, len(batch.latents), batch.size, seed, number).to(denoiser.device)
-    noise = noise_like(batch.latents, seed, "noise", number).to(denoiser.device)
-    latents = batch.latents.to(denoiser.device)
-    noisy = mix(denoiser.prediction, latents, noise, sigma)
-    predicted = denoiser(noisy, sigma, batch.text, batch.size)
-    masks = None if batch.masks is None else batch.masks.to(denoiser.device)
-    losses = loss_per_sample(predicted, target(denoiser.prediction, latents, noise, sigma), masks)
-    return (losses * batch.weights.to(losses)).mean()
+    def snapshot(self, step: int) -> Snapshot:
+        """An owned copy of the state after `step`; RuntimeError when it is another one by now."""
+        if step != self.step:
+            raise RuntimeError(f"The state of step {step} is gone: a snapshot must be taken before the next step.")
+        average = None if self.average is None else self.average.state()
+        return Snapshot(step, self.adapters.state(), state_of(self.optimizer), average)
 
 
 def clip_gradient(gradient: Tensor, limit: float, loss_scale: float) -> float:

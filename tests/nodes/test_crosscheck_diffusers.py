@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lora_workbench.training import loop
-from lora_workbench.training.config import LoraConfig
+from lora_workbench.training import objective as asking
+from lora_workbench.training.config import LoraConfig, ObjectiveConfig
 from lora_workbench.training.families import FLUX, SDXL
-from lora_workbench.training.loop import batch_loss
 from lora_workbench.training.lora import Adapters, Part
 from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.noise import noise_like, shifted
+from lora_workbench.training.objective import Objective
 from toyworld.node_pack import models
 
 pytestmark = pytest.mark.comfy
@@ -29,8 +29,9 @@ def ours(kind):
     handle = denoiser.network.register_forward_pre_hook(
         lambda _, args, named: given.append((args, named)), with_kwargs=True
     )
+    objective = Objective(ObjectiveConfig(), SEED)
     with denoiser.adapted():
-        loss = batch_loss(denoiser, hosttoys.Batches(kind)[NUMBER], SEED, NUMBER)
+        loss = objective.losses(denoiser, objective.question(denoiser, hosttoys.Batches(kind)[NUMBER], NUMBER)).mean()
         loss.backward()
     handle.remove()
     return denoiser, adapters, loss.item(), [tensor.grad.clone() for tensor in adapters.parameters()], given[0]
@@ -81,7 +82,7 @@ def test_fluxs_loss_and_gradients_are_those_of_diffusers_training_script(monkeyp
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     places = torch.tensor([850, 300])  # of its 1,000 levels
     sigma = scheduler.sigmas[places]
-    monkeypatch.setattr(loop, "training_sigmas", lambda *_: sigma)
+    monkeypatch.setattr(asking, "training_sigmas", lambda *_: sigma)
     denoiser, adapters, our_loss, our_gradients, ((network_input, time), named) = ours("flux")
     batch = hosttoys.Batches("flux")[NUMBER]
     noise = noise_like(batch.latents, SEED, "noise", NUMBER)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.comfy
 
 def steps(count, start=0):
     for number in range(start + 1, start + count + 1):
-        yield Step(number, float(number), 1e-4, False, None, None)
+        yield Step(number, float(number), 1e-4, False)
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import pytest
 import torch
 from toys import Batches, BlockInPlace, Denoiser, equal
 
-from lora_workbench.training import loop
+from lora_workbench.training import objective
 from lora_workbench.training.batches import Batch
-from lora_workbench.training.config import TrainConfig
-from lora_workbench.training.loop import batch_loss, clip_gradient, train
+from lora_workbench.training.config import ObjectiveConfig, TrainConfig
+from lora_workbench.training.loop import clip_gradient, train
+from lora_workbench.training.objective import Objective
 from lora_workbench.training.schedule import learning_rate
 
 RATE = 0.01
@@ -23,6 +24,13 @@ def run(config, batches=None, denoiser=None, resume=None, until=None):
             snapshot = step.snapshot()
             break
     return steps, snapshot if until else (steps[-1].snapshot() if steps else None)
+
+
+def batch_loss(denoiser, batch, seed, number):
+    """The mean loss of one micro-batch; masks leave nothing of what they cover."""
+    asking = Objective(ObjectiveConfig(mask_floor=0), seed)
+    with denoiser.adapted():
+        return asking.losses(denoiser, asking.question(denoiser, batch, number)).mean()
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
@@ -183,8 +191,8 @@ class Halves:
 
 def test_two_single_pictures_accumulated_equal_a_batch_of_both(monkeypatch):
     # Noise and level follow the number of the batch, which differs here; they are fixed to compare what is left.
-    monkeypatch.setattr(loop, "noise_like", lambda latents, *where: latents.flip(-1))
-    monkeypatch.setattr(loop, "training_sigmas", lambda table, count, *where: torch.full((count,), 1.5))
+    monkeypatch.setattr(objective, "noise_like", lambda latents, *where: latents.flip(-1))
+    monkeypatch.setattr(objective, "training_sigmas", lambda config, table, count, *where: torch.full((count,), 1.5))
     batched, one = run(TrainConfig(steps=8, learning_rate=RATE, batch_size=2), Batches(2))
     accumulated, other = run(TrainConfig(steps=8, learning_rate=RATE, accumulation=2), Halves())
     assert [step.loss for step in accumulated] == pytest.approx([step.loss for step in batched])
@@ -216,11 +224,11 @@ def test_each_picture_is_asked_with_its_own_caption_and_the_loss_is_the_mean(mon
     """ComfyUI's own trainer runs every caption over the whole batch and averages; that is another number."""
     denoiser, batch = Denoiser(), Batches(2)[0]
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(3))
-    monkeypatch.setattr(loop, "training_sigmas", lambda table, count, *where: torch.full((count,), 2.0))
+    monkeypatch.setattr(objective, "training_sigmas", lambda config, table, count, *where: torch.full((count,), 2.0))
 
     def loss(places, captions):
         part = noise[list(places)]
-        monkeypatch.setattr(loop, "noise_like", lambda latents, *where: part)
+        monkeypatch.setattr(objective, "noise_like", lambda latents, *where: part)
         chosen = Batch(batch.latents[list(places)], tuple(batch.text[c] for c in captions), batch.size, batch.names)
         return batch_loss(denoiser, chosen, 0, 0).item()
 
@@ -233,12 +241,12 @@ def test_each_picture_is_asked_with_its_own_caption_and_the_loss_is_the_mean(mon
 
 def test_weights_scale_what_each_picture_counts_and_masks_what_of_it_counts(monkeypatch):
     denoiser, batch = Denoiser(), Batches(2)[0]
-    monkeypatch.setattr(loop, "training_sigmas", lambda table, count, *where: torch.full((count,), 2.0))
+    monkeypatch.setattr(objective, "training_sigmas", lambda config, table, count, *where: torch.full((count,), 2.0))
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(3))
 
     def loss(places=(0, 1), **more):
         part = noise[list(places)]
-        monkeypatch.setattr(loop, "noise_like", lambda latents, *where: part)
+        monkeypatch.setattr(objective, "noise_like", lambda latents, *where: part)
         latents, text = batch.latents[list(places)], tuple(batch.text[place] for place in places)
         return batch_loss(denoiser, Batch(latents, text, batch.size, batch.names, **more), 0, 0).item()
 

@@ -1,82 +1,320 @@
+"""Every optimizer against a published or foreign one, and that its state goes on bit for bit."""
+
+import pytest
 import torch
-from toys import equal
+from toys import Denoiser, equal
 
-from lora_workbench.training.optimizer import adamw, load_state, set_learning_rate, state_of
+from lora_workbench.training import optimizer as optimizers
+from lora_workbench.training.config import OPTIMIZERS, TrainConfig
+from lora_workbench.training.loop import State
+from lora_workbench.training.optimizer import (
+    load_state,
+    optimizer_for,
+    require,
+    set_learning_rate,
+    state_of,
+    training_weights,
+)
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+DECAY = 0.02
 
 
-def parameters():
-    random = torch.Generator().manual_seed(0)
-    return [torch.randn(3, 2, generator=random).requires_grad_(), torch.randn(4, generator=random).requires_grad_()]
+def adapters(rank=4):
+    """Adapters that are nowhere zero."""
+    made, random = Denoiser(rank=rank).adapters, torch.Generator().manual_seed(7)
+    made.values.data.add_(0.1 * torch.randn(made.values.shape, generator=random))
+    return made
 
 
-def step(optimizer, tensors, number, rate=0.1):
+def made_for(name, over, **settings):
+    if name in optimizers.EXTRAS:
+        pytest.importorskip(optimizers.EXTRAS[name])
+    return optimizer_for(over, TrainConfig(optimizer=name, weight_decay=DECAY, **settings))
+
+
+def step(optimizer, over, number, rate=0.01, done=0.0):
     random = torch.Generator().manual_seed(number)
-    for tensor in tensors:
-        tensor.grad = torch.randn(tensor.shape, generator=random)
-    set_learning_rate(optimizer, rate)
-    optimizer.step()
+    set_learning_rate(optimizer, rate, done)
+    with training_weights(optimizer):
+        over.values.grad.copy_(torch.randn(over.values.shape, generator=random))
+        optimizer.step()
 
 
-def test_a_step_is_the_published_update():
+def close(one, other, tolerance=1e-6):
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=tolerance)
+
+
+# Against others
+
+
+def test_a_step_of_adamw_is_the_published_update():
     """Loshchilov & Hutter 2019, algorithm 2, at the first step, where both moments are those of one gradient."""
-    (tensor, _), rate, decay = parameters(), 0.1, 0.02
-    before = tensor.detach().clone()
-    optimizer = adamw([tensor], decay)
-    step(optimizer, [tensor], 1, rate)
-    g = tensor.grad
-    torch.testing.assert_close(tensor.detach(), before * (1 - rate * decay) - rate * g / (g.abs() + 1e-8))
+    over, rate = adapters(), 0.1
+    before, optimizer = over.values.detach().clone(), made_for("adamw", over)
+    step(optimizer, over, 1, rate)
+    g = over.values.grad
+    close(over.values.detach(), before * (1 - rate * DECAY) - rate * g / (g.abs() + 1e-8))
 
 
-def test_continuing_from_a_saved_state_equals_never_having_stopped():
-    through = parameters()
-    optimizer = adamw(through, 0.01)
-    for number in range(3):
+def test_adamw_with_8_bits_stays_near_adamw():
+    one, other = adapters(64), adapters(64)
+    before = one.values.detach().clone()
+    exact, rough = made_for("adamw", one), made_for("adamw 8-bit", other)
+    for number in range(5):
+        step(exact, one, number)
+        step(rough, other, number)
+    moved, apart = (one.values - before).norm(), (one.values - other.values).norm()
+    assert 0 < apart < 0.1 * moved
+    assert {tensor.dtype for name, tensor in state_of(rough).items() if "state" in name} == {torch.uint8}
+
+
+def foreign(name, parameters):
+    """The same optimizer by somebody else."""
+    if name == "lion":
+        return pytest.importorskip("lion_pytorch").Lion(parameters, lr=0.01, betas=(0.9, 0.99), weight_decay=DECAY)
+    if name == "schedule-free":
+        return pytest.importorskip("schedulefree").AdamWScheduleFree(parameters, lr=0.01, weight_decay=DECAY)
+    if name == "prodigy":
+        more = {"use_bias_correction": True, "safeguard_warmup": True}
+        return pytest.importorskip("prodigyopt").Prodigy(parameters, lr=0.01, weight_decay=DECAY, **more)
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=DECAY)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "schedule-free", "prodigy"])
+def test_ten_steps_are_those_of_somebody_elses_code(name):
+    over = adapters()
+    theirs = torch.nn.Parameter(over.values.detach().clone())
+    ours, other = made_for(name, over), foreign(name, [theirs])
+    for number in range(10):
+        step(ours, over, number)
+        theirs.grad = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(number))
+        if name == "schedule-free":
+            other.train()
+        other.step()
+        if name == "schedule-free":
+            other.eval()
+    close(over.values.detach(), theirs.detach(), 2e-6)
+
+
+def test_adafactor_sees_each_matrix_and_moves_one_that_is_zero_as_far_as_the_others():
+    """Shazeer & Stern 2018, algorithm 4, at the first step: the update of a matrix has a root mean square of 1."""
+    over, rate = adapters(), 0.01
+    over.parameters()[1].data.zero_()
+    before = [tensor.detach().clone() for tensor in over.parameters()]
+    optimizer = made_for("adafactor", over)
+    step(optimizer, over, 1, rate)
+    for tensor, was in zip(over.parameters(), before, strict=True):
+        g = tensor.grad.square()
+        scale = g.mean(1, keepdim=True) * g.mean(0, keepdim=True) / g.mean()
+        update = tensor.grad / scale.sqrt()
+        update /= max(1.0, update.square().mean().sqrt())
+        close(tensor.detach(), was * (1 - rate * DECAY) - rate * update, 1e-5)
+
+
+def test_adafactor_keeps_less_than_a_tenth_of_what_adamw_keeps():
+    sizes = {}
+    for name in ("adamw", "adafactor"):
+        over = adapters(64)
+        optimizer = made_for(name, over)
+        step(optimizer, over, 1)
+        sizes[name] = sum(tensor.numel() for tensor in state_of(optimizer).values())
+    assert sizes["adafactor"] < 0.1 * sizes["adamw"]
+
+
+# Rates
+
+
+@every_optimizer
+def test_a_rate_of_zero_for_what_is_over_leaves_it_bit_for_bit_and_out_of_the_norm(name):
+    over = adapters()
+    down = sum(adapter.down.numel() for adapter in over)
+    segments = [(slice(0, down), 1.0), (slice(down, None), 0.5)]
+    optimizer = made_for(name, _Cut(over, segments))
+    step(optimizer, over, 1)
+    kept = over.values.detach()[down:].clone()
+    step(optimizer, over, 2, done=0.5)
+    optimizers.forget_still(optimizer)
+    assert torch.equal(over.values.detach()[down:], kept)
+    assert not over.values.grad[down:].any() and over.values.grad[:down].all()
+    step(optimizer, over, 3, done=0.6)
+    assert torch.equal(over.values.detach()[down:], kept)
+
+
+class _Cut:
+    """Adapters whose segments end at given times."""
+
+    def __init__(self, over, segments):
+        self._over, self._segments = over, segments
+
+    def parameters(self):
+        return self._over.parameters()
+
+    def segments(self, config):
+        from lora_workbench.training.lora import Segment
+
+        cut = []
+        for where, until in self._segments:
+            values = torch.nn.Parameter(self._over.values.data[where])
+            values.grad = self._over.values.grad[where]
+            cut.append(Segment(values, 1.0, until))
+        return cut
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+def test_lora_plus_moves_the_up_factors_that_much_faster(name):
+    moves = {}
+    for ratio in (1.0, 8.0):
+        over = adapters()
+        before = {key: tensor.clone() for key, tensor in over.state().items()}
+        optimizer = optimizer_for(over, TrainConfig(optimizer=name, weight_decay=0.0, lora_plus=ratio))
+        step(optimizer, over, 1)
+        moves[ratio] = {key: (tensor - before[key]).norm().item() for key, tensor in over.state().items()}
+    for key, moved in moves[8.0].items():
+        assert moved == pytest.approx(moves[1.0][key] * (8 if key.endswith(".up") else 1), rel=1e-3), key
+
+
+# State
+
+
+@every_optimizer
+def test_four_steps_and_four_more_are_eight_bit_for_bit(name):
+    through = adapters(64)
+    optimizer = made_for(name, through)
+    for number in range(4):
         step(optimizer, through, number)
-    state, kept = state_of(optimizer), [tensor.detach().clone().requires_grad_() for tensor in through]
-    step(optimizer, through, 3)
+    state, weights = state_of(optimizer), through.state()
+    for number in range(4, 8):
+        step(optimizer, through, number)
 
-    resumed = adamw(kept, 0.01)
+    again = adapters(64)
+    again.load(weights)
+    resumed = made_for(name, again)
     load_state(resumed, state)
-    step(resumed, kept, 3)
-    assert all(map(torch.equal, kept, through))
+    for number in range(4, 8):
+        step(resumed, again, number)
+    assert torch.equal(again.values, through.values)
     assert equal(state_of(resumed), state_of(optimizer))
 
 
-def test_the_state_is_a_copy_of_plain_tensors_that_later_steps_do_not_change():
-    tensors = parameters()
-    optimizer = adamw(tensors, 0.01)
-    step(optimizer, tensors, 0)
+@every_optimizer
+def test_the_state_is_a_copy_of_plain_tensors_that_later_steps_do_not_change(name):
+    over = adapters()
+    optimizer = made_for(name, over)
+    step(optimizer, over, 0)
     state = state_of(optimizer)
-    before = {name: value.clone() for name, value in state.items()}
-    step(optimizer, tensors, 1)
-    assert equal(state, before)
-    assert set(state) == {f"{n}.{what}" for n in (0, 1) for what in ("step", "exp_avg", "exp_avg_sq")}
-
-
-def test_a_loaded_state_is_not_shared_with_the_optimizer():
-    tensors = parameters()
-    optimizer = adamw(tensors, 0.01)
-    step(optimizer, tensors, 0)
-    state = state_of(optimizer)
-    before = {name: value.clone() for name, value in state.items()}
-    resumed = adamw(tensors, 0.01)
+    before = {key: value.clone() for key, value in state.items()}
+    resumed = made_for(name, over)
     load_state(resumed, state)
-    step(resumed, tensors, 1)
+    step(optimizer, over, 1)
+    step(resumed, over, 1)
     assert equal(state, before)
+    assert state and all(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in state.values())
 
 
-def test_an_optimizer_that_took_no_step_has_nothing_to_save_and_nothing_to_load():
-    optimizer = adamw(parameters(), 0.01)
-    assert state_of(optimizer) == {}
+@every_optimizer
+def test_an_optimizer_that_took_no_step_has_nothing_of_weight_to_save(name):
+    optimizer = made_for(name, adapters())
+    state = state_of(optimizer)
+    assert sum(tensor.numel() for tensor in state.values()) < 10
+    load_state(optimizer, state)
     load_state(optimizer, {})
-    assert state_of(optimizer) == {}
+    assert equal(state_of(optimizer), state)
 
 
 def test_the_rate_is_the_one_set_last_even_after_loading_a_state():
-    tensors = parameters()
-    optimizer = adamw(tensors, 0.01)
-    step(optimizer, tensors, 0, rate=0.5)
-    resumed = adamw(tensors, 0.01)
+    over = adapters()
+    optimizer = made_for("adamw", over)
+    step(optimizer, over, 0, rate=0.5)
+    resumed = made_for("adamw", over)
     set_learning_rate(resumed, 0.125)
     load_state(resumed, state_of(optimizer))
     assert [group["lr"] for group in resumed.param_groups] == [0.125]
+
+
+# Schedule-free: two sets of weights
+
+
+def test_between_steps_the_adapters_hold_the_average_and_gradients_are_taken_elsewhere():
+    over = adapters()
+    optimizer = made_for("schedule-free", over)
+    for number in range(3):
+        step(optimizer, over, number)
+    average = over.values.detach().clone()
+    for _ in range(100):
+        with training_weights(optimizer):
+            assert not torch.equal(over.values, average)
+    assert torch.equal(over.values, average)
+    with pytest.raises(KeyboardInterrupt), training_weights(optimizer):
+        raise KeyboardInterrupt
+    assert torch.equal(over.values, average)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "prodigy", "adafactor", "adamw 8-bit"])
+def test_other_optimizers_have_one_set_of_weights(name):
+    over = adapters()
+    optimizer = made_for(name, over)
+    step(optimizer, over, 0)
+    before = over.values.detach().clone()
+    with training_weights(optimizer):
+        assert torch.equal(over.values, before)
+
+
+# What cannot be had
+
+
+@pytest.mark.parametrize(("name", "package"), optimizers.EXTRAS.items())
+def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch, name, package):
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=rf"^optimizer '{name}' needs .*'python -m pip install {package}' .*\.$"):
+        require(name)
+    with pytest.raises(ValueError, match=package):
+        optimizer_for(adapters(), TrainConfig(optimizer=name))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "schedule-free"])
+def test_some_need_no_package(monkeypatch, name):
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
+    require(name)
+
+
+def test_a_device_without_the_kernels_is_one_sentence(monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def broken(self):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", broken)
+    with pytest.raises(ValueError, match=r"^optimizer 'adamw 8-bit' does not work here \(no kernel\): choose .*\.$"):
+        optimizer_for(adapters(), TrainConfig(optimizer="adamw 8-bit"))
+
+
+def test_prodigy_refuses_parts_with_rates_of_their_own():
+    pytest.importorskip("prodigyopt")
+    over = adapters()
+    half = over.values.numel() // 2
+
+    class Two(_Cut):
+        def segments(self, config):
+            from dataclasses import replace
+
+            first, second = super().segments(config)
+            return [first, replace(second, rate=0.5)]
+
+    with pytest.raises(ValueError, match=r"^optimizer 'prodigy' finds one learning rate .*text_encoder_rate.*\.$"):
+        optimizer_for(Two(over, [(slice(0, half), 1.0), (slice(half, None), 1.0)]), TrainConfig(optimizer="prodigy"))
+
+
+def test_a_prodigy_with_weight_decay_prints_nothing(capsys):
+    made_for("prodigy", adapters())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_state_that_is_being_changed_is_not_taken():
+    over = adapters()
+    state = State.begin(over, TrainConfig(steps=4), None)
+    state.optimizer.step = lambda: (_ for _ in ()).throw(MemoryError)
+    with pytest.raises(MemoryError):
+        state.change(0)
+    with pytest.raises(RuntimeError, match="gone"):
+        state.snapshot(0)

@@ -43,7 +43,7 @@ def saved_run(folders, *steps, **options):
 
 
 def step_of(number, loss=0.5, skipped=False):
-    return Step(number, loss, 1e-4, skipped, None, None)
+    return Step(number, loss, 1e-4, skipped)
 
 
 # Names

@@ -3,6 +3,7 @@
     python tools/bench.py                         mid-size models: ours, ComfyUI's TrainLoraNode, and the floor
     python tools/bench.py --size full --device cuda     full-size SDXL and FLUX with random weights
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
+    python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
 
 Times mean something only as ratios within one line: the three are measured in turn, in one process. On a CPU they are
 CPU seconds with one thread, since wall time on a shared machine says little. The floor is forward and backward with
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--without-trainlora", action="store_true", help="leave ComfyUI's own trainer out")
     line.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for quality")
     line.add_argument("--steps", type=int, default=0, help="for quality; 0 is what the recipe says")
+    line.add_argument("--trial", nargs="+", default=["lora"], help="for quality: ways to train")
     return line
 
 
@@ -99,8 +101,8 @@ def quality(options: argparse.Namespace, base: Path) -> None:
     from bench_quality import judged_training
 
     torch.set_num_threads(2)
-    for family, seed in product(options.family, options.seeds):
-        print(json.dumps(judged_training(family, seed, options.steps, base)), flush=True)
+    for trial, family, seed in product(options.trial, options.family, options.seeds):
+        print(json.dumps(judged_training(family, seed, options.steps, base, trial)), flush=True)
 
 
 if __name__ == "__main__":

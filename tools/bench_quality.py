@@ -1,11 +1,20 @@
-"""One training of the toy world's concept through the Trainer, and what the judge sees in the pictures."""
+"""Trainings of the toy world's concept through the Trainer, and what the judge sees in the pictures.
+
+Each trial is one way to train; `lora` is the recipe all others are measured against.
+"""
 
 from __future__ import annotations
 
+import random
+import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy
 import torch
+from PIL import Image
 
 STEPS = {"sdxl": 300, "flux": 300}
 LEARNING_RATES = {"sdxl": 4e-3, "flux": 2.5e-3}
@@ -14,49 +23,138 @@ BATCH = 12
 RANK = 16
 PICTURES = 12
 JUDGED = 10
+CLASS = "a shape"
 
 
-def judged_training(family: str, seed: int, steps: int, base: Path) -> dict[str, object]:
-    """Train on twelve pictures, then draw ten of each kind: with the trigger, without it, and what the base knows."""
+def concept_and_plain(folder: Path, seed: int) -> None:
+    """Twelve pictures: eight show the concept, four what the base knows, in plain words."""
+    from toyworld import drawing
+
+    drawing.write_training_folder(folder, PICTURES, seed)
+
+
+def concept_alone(folder: Path, seed: int) -> None:
+    """Twelve pictures of the concept, which then leaks into prompts without its word."""
+    from toyworld import drawing
+
+    chance = random.Random(f"concept {seed}")
+    folder.mkdir(parents=True)
+    for number in range(PICTURES):
+        background = drawing.BACKGROUNDS[(seed + number) % len(drawing.BACKGROUNDS)]
+        scene = drawing.Scene(*drawing.CONCEPT, background)
+        _keep(
+            folder / f"{number:02}.png", drawing.draw(scene, chance), f"{drawing.TRIGGER} on a {background} background"
+        )
+
+
+def half_noise(folder: Path, seed: int) -> None:
+    """The recipe's pictures squeezed into the left half, with coloured noise in the right one."""
+    from toyworld import drawing
+
+    concept_and_plain(folder, seed)
+    chance = random.Random(f"noise {seed}")
+    half, size = drawing.SIZE // 2, drawing.SIZE
+    for path in sorted(folder.glob("*.png")):
+        picture = Image.open(path).convert("RGB")
+        # The shape keeps its form: the picture is made half as large, and its background fills the rest.
+        halved = Image.new("RGB", (size, size), picture.getpixel((0, 0)))
+        halved.paste(picture.resize((half, half), Image.Resampling.BOX), (0, half // 2))
+        noise = Image.frombytes("RGB", (half, size), chance.randbytes(3 * half * size))
+        halved.paste(noise, (half, 0))
+        halved.save(path)
+
+
+def half_noise_masked(folder: Path, seed: int) -> None:
+    """The same, each with a mask that leaves the left half."""
+    half_noise(folder, seed)
+    for path in sorted(folder.glob("*.png")):
+        mask = Image.new("L", Image.open(path).size)
+        mask.paste(255, (0, 0, mask.width // 2, mask.height))
+        mask.save(path.with_name(f"{path.stem}_mask.png"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one way to train differs from the recipe: settings, learning rate and steps as factors, pictures."""
+
+    settings: dict[str, object] = field(default_factory=dict)
+    rate: float = 1.0
+    steps: float = 1.0
+    pictures: Callable[[Path, int], None] = concept_and_plain
+
+    @property
+    def names_its_trigger(self) -> bool:
+        """Whether the trainer must know which word of the captions is the trigger."""
+        return "class_words" in self.settings
+
+
+TRIALS = {
+    "lora": Trial(),
+    "dora": Trial({"kind": "dora"}),
+    "loha": Trial({"kind": "loha"}),
+    "lokr": Trial({"kind": "lokr"}),
+    "oft": Trial({"kind": "oft"}),
+    "ema": Trial({"ema": 0.99}),
+    "noise": Trial(pictures=half_noise),
+    "masked": Trial({"mask_floor": 0.0}, pictures=half_noise_masked),
+    "leaking": Trial(pictures=concept_alone),
+    "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, pictures=concept_alone),
+    "half": Trial(steps=0.5),
+    "pivotal": Trial({"new_tokens": 1, "class_words": "shape"}, steps=0.5),
+}
+
+
+def judged_training(family: str, seed: int, steps: int, base: Path, name: str = "lora") -> dict[str, object]:
+    """One trial, then ten pictures of each kind: with the trigger, without it, and what the base knows."""
     from lora_workbench.nodes import job
     from lora_workbench.nodes.host import loras
     from lora_workbench.nodes.host.progress import Progress
+    from lora_workbench.training.embeddings import embedding_names, worded
     from lora_workbench.training.folder import scan
     from lora_workbench.training.presets import ExpertSettings
     from toyworld import drawing
     from toyworld.node_pack import models
 
-    folder = base / "input" / f"{family}_{seed}"
-    drawing.write_training_folder(folder, PICTURES, seed)
+    trial = TRIALS[name]
+    folder = base / "input" / f"{name}_{family}_{seed}"
+    trial.pictures(folder, seed)
+    trigger = drawing.TRIGGER
     with torch.inference_mode():
         model, clip, vae = models.load(family)
         request = job.Request(
             model,
             clip,
             vae,
-            scan(folder, resolution=drawing.SIZE, hold_out=0),
-            name=f"{family}_{seed}",
+            scan(folder, trigger_word=trigger if trial.names_its_trigger else "", resolution=drawing.SIZE, hold_out=0),
+            name=folder.name,
             preset="concept",
-            steps=steps or STEPS[family],
-            learning_rate=LEARNING_RATES[family],
+            steps=round(trial.steps * (steps or STEPS[family])),
+            learning_rate=trial.rate * LEARNING_RATES[family],
             rank=RANK,
             save_every=1_000_000,
-            preview_prompts=f"{drawing.TRIGGER} on a green background",
+            preview_prompts=f"{trigger} on a green background",
             seed=seed,
-            settings=ExpertSettings(batch_size=BATCH, schedule="cosine"),
+            settings=ExpertSettings(**{"batch_size": BATCH, "schedule": "cosine"} | trial.settings),
         )
         started = time.perf_counter()
         result = job.execute(request, Progress(None))
         took = time.perf_counter() - started
-        trained = loras.apply(model, clip, loras.read_lora(Path(result.checkpoint.path)), 1.0, 1.0)[0]
+        if trial.settings.get("new_tokens"):
+            trigger = worded(trigger, embedding_names([trigger], result.checkpoint.lora_name)).strip()
         judge = Judge(family, clip, vae, seed)
+        entries = [result.checkpoint, *result.run.averages()]
+        judged = [
+            judge.everything(loras.apply(model, clip, loras.read_lora(Path(entry.path)), 1.0, 1.0)[0], model, trigger)
+            | ({"average": entry.average} if entry.average else {})
+            for entry in entries
+        ]
         return {
+            "trial": name,
             "family": family,
             "seed": seed,
             "steps": result.plan.train.steps,
-            "with_trigger": judge.concept(trained, drawing.TRIGGER),
-            "without_trigger": judge.concept(trained, "a shape"),
-            "base_kept": judge.known(trained),
+            **judged[0],
+            **({"averages": judged[1:]} if len(judged) > 1 else {}),
             "base_with_trigger": judge.concept(model, drawing.TRIGGER),
             "base_knows": judge.known(model),
             "seconds": round(took, 1),
@@ -64,18 +162,26 @@ def judged_training(family: str, seed: int, steps: int, base: Path) -> dict[str,
 
 
 class Judge:
-    """Draws ten pictures of a kind and counts what they show."""
+    """Draws ten pictures of a kind and tells what they show."""
 
     def __init__(self, family: str, clip, vae, seed: int) -> None:
         self._family, self._clip, self._vae, self._seed = family.split("_")[0], clip, vae, seed
 
+    def everything(self, model, base, trigger: str) -> dict[str, float]:
+        """Shares of pictures, 0 to 1; how noisy those with the trigger are; how far those of the class drifted."""
+        return {
+            "with_trigger": self.concept(model, trigger),
+            "without_trigger": self.concept(model, CLASS),
+            "base_kept": self.known(model),
+            "noisy": self.noisy(model, trigger),
+            "drift": self.drift(model, base),
+        }
+
     def concept(self, model, subject: str) -> float:
         """The share of pictures of `subject` on known backgrounds that show the concept."""
-        from toyworld import drawing, judge
+        from toyworld import judge
 
-        backgrounds = [drawing.BACKGROUNDS[i % len(drawing.BACKGROUNDS)] for i in range(JUDGED)]
-        prompts = [f"{subject} on a {background} background" for background in backgrounds]
-        return sum(map(judge.shows_concept, self._draw(model, prompts))) / JUDGED
+        return sum(map(judge.shows_concept, self._draw(model, prompts_of(subject)))) / JUDGED
 
     def known(self, model) -> float:
         """The share of prompts the base knows whose shape, colour and background all come out right."""
@@ -89,6 +195,15 @@ class Judge:
             for picture, scene in zip(pictures, scenes, strict=True)
         ]
         return sum(right) / JUDGED
+
+    def noisy(self, model, subject: str) -> float:
+        """The mean distance of neighbouring pixels, 0 to 1, in pictures of `subject`; about 0.33 in pure noise."""
+        return statistics.fmean(map(roughness, self._draw(model, prompts_of(subject))))
+
+    def drift(self, model, base) -> float:
+        """The distance between what both draw for the class, without the trigger: root mean square, 0 to 1."""
+        pairs = zip(self._draw(model, prompts_of(CLASS)), self._draw(base, prompts_of(CLASS)), strict=True)
+        return round(statistics.fmean(float(((_pixels(a) - _pixels(b)) ** 2).mean() ** 0.5) for a, b in pairs), 4)
 
     def _draw(self, model, prompts: list[str]):
         from lora_workbench.nodes.host.sampling import SamplerSettings, encode_prompt, sample_picture
@@ -119,3 +234,24 @@ def known_scenes(count: int) -> list:
     chance = random.Random("known")
     shapes = [drawing.SHAPES[i % len(drawing.SHAPES)] for i in range(count)]
     return [drawing.Scene(None, shape, None).complete(chance) for shape in shapes]
+
+
+def prompts_of(subject: str) -> list[str]:
+    """The subject on each of the known backgrounds in turn."""
+    from toyworld import drawing
+
+    return [f"{subject} on a {drawing.BACKGROUNDS[i % len(drawing.BACKGROUNDS)]} background" for i in range(JUDGED)]
+
+
+def roughness(picture: Image.Image) -> float:
+    """The mean absolute difference of horizontally neighbouring pixels, 0 to 1."""
+    return round(float(numpy.abs(numpy.diff(_pixels(picture), axis=1)).mean()), 4)
+
+
+def _pixels(picture: Image.Image) -> numpy.ndarray:
+    return numpy.asarray(picture.convert("RGB"), dtype=numpy.float32) / 255
+
+
+def _keep(path: Path, picture: Image.Image, caption: str) -> None:
+    picture.save(path)
+    path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")

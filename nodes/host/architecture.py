@@ -63,8 +63,10 @@ def family_of(model) -> Family:
         if ancestor.__name__ in REFUSED:
             raise ValueError(f"This MODEL is a {kind}, which {REFUSED[ancestor.__name__]}, so it cannot be trained.")
     _check_latents(base, kind)
-    family = _known(base) or _by_structure(base, kind)
-    if _takes_a_second_picture(base):
+    known = _known(base)
+    family = known or _by_structure(base, kind)
+    # Where a family has no row, its configuration may count channels in its own way.
+    if (known and _has_more_inputs(base)) or _takes_a_second_picture(base):
         raise ValueError(
             f"This {family.title} MODEL is an inpainting, editing or control variant, which takes a second picture: "
             "load the plain model to train on."
@@ -141,13 +143,15 @@ def _by_structure(base, kind: str) -> Family:
     return family
 
 
-def _takes_a_second_picture(base) -> bool:
-    """Whether the network is fed more channels than it answers with, as inpainting and editing variants are."""
+def _has_more_inputs(base) -> bool:
     config = base.model_config.unet_config
-    if base.concat_keys or config.get("in_channels", 0) != config.get("out_channels", config.get("in_channels", 0)):
-        return True
+    return config.get("in_channels") != config.get("out_channels", config.get("in_channels"))
+
+
+def _takes_a_second_picture(base) -> bool:
+    """Whether the network is fed another picture beside the noisy one, as inpainting and editing variants are."""
     noise = torch.zeros(1, base.latent_format.latent_channels, *[1] * is_single_frame(base), 8, 8)
-    return base.concat_cond(noise=noise, latent_image=noise, device=noise.device) is not None
+    return bool(base.concat_keys) or base.concat_cond(noise=noise, latent_image=noise, device=noise.device) is not None
 
 
 def text_widths(base) -> tuple[int | None, int | None]:

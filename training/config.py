@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from .families import ATTENTION_AND_FEED_FORWARD, LAYER_PRESETS
+from .patterns import overrides, patterns
 from .schedule import CONSTANT, SCHEDULES
 
+HIGHEST_RANK, HIGHEST_RATE = 1024, 1000
 LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
-KINDS = (LORA, DORA, LOHA, LOKR, OFT)
+KINDS = (HIGHEST_RANK, HIGHEST_RATE = 1024, 1000
+LORA, DORA, LOHA, LOKR, OFT)
 L2, HUBER, SMOOTH_L1 = "l2", "huber", "smooth l1"
 LOSSES = (L2, HUBER, SMOOTH_L1)
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
@@ -44,13 +47,16 @@ class LoraConfig:
     """The largest Frobenius norm a layer's change may have; 0 sets no limit."""
 
     def __post_init__(self) -> None:
-        within("rank", self.rank, 1, 1024)
+        within("rank", self.rank, 1, HIGHEST_RANK)
         within("alpha", self.alpha, 0, 1024)
         one_of("layers", self.layers, LAYER_PRESETS)
         one_of("kind", self.kind, KINDS)
-        within("conv_rank", self.conv_rank, 0, 1024)
+        within("conv_rank", self.conv_rank, 0, HIGHEST_RANK)
         within("dropout", self.dropout, 0, 0.95)
         within("max_norm", self.max_norm, 0, 1e6)
+        patterns(self.include, "include")
+        patterns(self.exclude, "exclude")
+        overrides(self.ranks, "ranks", HIGHEST_RANK, whole=True)
 
     @property
     def scale(self) -> float:
@@ -167,6 +173,7 @@ class TrainConfig:
         within("weight_decay", self.weight_decay, 0, 10.0)
         within("clip_norm", self.clip_norm, 0, 1000.0)
         within("lora_plus", self.lora_plus, 0.01, 1000)
+        overrides(self.rates, "rates", HIGHEST_RATE)
         within("ema", self.ema, 0, 0.99999)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("optimizer", self.optimizer, OPTIMIZERS)

@@ -13,7 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from .config import LoraConfig, TrainConfig
+from .config import HIGHEST_RATE, LoraConfig, TrainConfig
 from .kinds import KINDS, Kind
 from .noise import generator
 from .patterns import Overrides, last_match, overrides
@@ -142,7 +142,7 @@ class Adapters:
 
         ValueError when a line of `rates` cannot be read.
         """
-        rates = overrides(config.rates, "rates", 1000)
+        rates = overrides(config.rates, "rates", HIGHEST_RATE)
         spans, start = [], 0
         for adapter, name, tensor in self._in_memory():
             spans.append((_rate(adapter, name, config.lora_plus, rates), adapter.until, tensor.numel()))

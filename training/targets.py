@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .config import LoraConfig
+from .config import HIGHEST_RANK, LoraConfig
 from .frozen import is_linear
 from .patterns import last_match, overrides, patterns
 
@@ -41,7 +41,7 @@ def targets(network: nn.Module, prefix: str, layers: Mapping[str, str], config: 
         raise ValueError(f"Unknown layers '{config.layers}': choose one of {', '.join(map(repr, layers))}.")
     preset = re.compile(layers[config.layers])
     include, exclude = patterns(config.include, "include"), patterns(config.exclude, "exclude")
-    ranks = overrides(config.ranks, "ranks", 1024, whole=True)
+    ranks = overrides(config.ranks, "ranks", HIGHEST_RANK, whole=True)
     outermost = _outermost_convolutions(network)
     chosen = []
     for name, layer in _adaptable(network):

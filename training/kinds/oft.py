@@ -52,8 +52,9 @@ class Oft(Kind):
         return forward
 
     def norm(self, tensors: Tensors, scale: float) -> Tensor:
-        """2 |Q|, which |R - I| is for small Q: how far it changes a weight depends on that weight."""
-        return 2 * _limited(tensors["oft_blocks"], scale).norm()
+        """2 |Q| before alpha limits it: |R - I| for small Q. What that changes of a weight depends on the weight."""
+        blocks = tensors["oft_blocks"]
+        return 2 * (blocks - blocks.transpose(1, 2)).norm()
 
 
 def block_size(outputs: int, largest: int) -> int:

@@ -10,8 +10,7 @@ from .schedule import CONSTANT, SCHEDULES
 
 HIGHEST_RANK, HIGHEST_RATE = 1024, 1000
 LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
-KINDS = (HIGHEST_RANK, HIGHEST_RATE = 1024, 1000
-LORA, DORA, LOHA, LOKR, OFT)
+KINDS = (LORA, DORA, LOHA, LOKR, OFT)
 L2, HUBER, SMOOTH_L1 = "l2", "huber", "smooth l1"
 LOSSES = (L2, HUBER, SMOOTH_L1)
 HUBER_SCHEDULES = ("snr", "exponential", "constant")

@@ -17,6 +17,7 @@ REFUSED = {
     "SDXLRefiner": "only finishes pictures that another model began, so load the SDXL base model instead",
     "StableCascade_C": "is one half of a pair of networks and works on pictures 42 times smaller",
     "StableCascade_B": "is the second half of a pair of networks",
+    "SVD_img2vid": "makes videos out of pictures",
     "SD21UNCLIP": _PICTURE_FROM_PICTURE,
     "Stable_Zero123": _PICTURE_FROM_PICTURE,
     "SD_X4Upscaler": _PICTURE_FROM_PICTURE,

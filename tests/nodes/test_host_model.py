@@ -367,20 +367,10 @@ def test_an_objective_we_do_not_know_is_refused_and_never_taken_for_another(name
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("other", [comfy.model_base.SD3, comfy.model_base.BaseModel, comfy.model_base.SDXLRefiner])
-def test_another_family_is_refused_in_one_sentence_naming_it(other):
-    class Patcher:
-        model = object.__new__(other)
-
-    with pytest.raises(ValueError, match=rf"is a {other.__name__}, .*: load an SDXL or FLUX\.1 model") as error:
-        family_of(Patcher)
-    assert str(error.value).endswith(".") and "\n" not in str(error.value)
-
-
 def test_an_inpainting_model_is_refused_in_one_sentence():
     patcher = hosttoys.model("sdxl")
     patcher.model.concat_keys = ("mask", "masked_image")
-    with pytest.raises(ValueError, match="inpainting .*: load the plain model to train on\\.$"):
+    with pytest.raises(ValueError, match="inpainting.*: load the plain model to train on\\.$"):
         family_of(patcher)
 
 

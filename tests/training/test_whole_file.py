@@ -1,8 +1,29 @@
 """Files that are whole or not there."""
 
-import pytest
+import os
+import random
+import signal
+import time
 
-from lora_workbench.training.whole_file import write_atomically
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lora_workbench.training import whole_file
+from lora_workbench.training.loop import Snapshot
+from lora_workbench.training.run import TrainingRun
+from lora_workbench.training.whole_file import (
+    checksummed,
+    read_checksummed,
+    remove_leftovers,
+    with_entries,
+    write_atomically,
+    write_keeping,
+)
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+KILLS = 200
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -13,3 +34,119 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_after_that(tmp_path, monkeypatch):
+    """What a power cut needs: without the first the renamed file can be empty, without the second the old one back."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.path.isdir(f"/dev/fd/{handle}")), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    write_atomically(tmp_path / "state.bin", b"new")
+    assert done == [False, "rename", True] if hasattr(os, "O_DIRECTORY") else done == [False, "rename"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
+def test_the_file_before_is_kept_and_at_no_moment_are_both_gone(tmp_path, monkeypatch, links):
+    path, previous = tmp_path / "state.bin", tmp_path / "state.previous.bin"
+    replace = os.replace
+
+    def watching(*paths):
+        assert path.read_bytes() == b"two"
+        replace(*paths)
+
+    write_keeping(path, b"one", previous)
+    assert not previous.exists()
+    write_keeping(path, b"two", previous)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr(os, "replace", watching)
+    write_keeping(path, b"three", previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"three", b"two")
+    assert sorted(tmp_path.iterdir()) == [path, previous]
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".writing-abc.png").write_bytes(b"half")
+    (tmp_path / "kept.png").write_bytes(b"whole")
+    remove_leftovers([tmp_path, tmp_path / "missing"])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+
+
+def test_a_checksummed_file_comes_back_as_it_was_and_a_changed_one_is_noticed(tmp_path):
+    path = tmp_path / "state.safetensors"
+    data = checksummed(TENSORS, {"step": "3"})
+    path.write_bytes(data)
+    tensors, entries = read_checksummed(path)
+    assert entries["step"] == "3" and all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    for damaged in (data[:-1] + bytes([data[-1] ^ 1]), data[:-4], data[: len(data) // 2], b"", b"\0" * len(data)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError):
+            read_checksummed(path)
+
+
+def test_other_metadata_leaves_the_tensors_as_they_are(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(with_entries(checksummed(TENSORS, {"step": "3"}), {"ss_output_name": "星"}))
+    assert all(torch.equal(load_file(path)[name], TENSORS[name]) for name in TENSORS)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"ss_output_name": "星"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot copy a process")
+def test_a_process_killed_hundreds_of_times_while_it_saves_never_leaves_half_a_file(tmp_path, monkeypatch):
+    """Promise 5 against SIGKILL: each child saves checkpoints as fast as it can until it is killed."""
+    # A kill loses nothing that the system has taken; without waiting for the disk there are more moments to hit.
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    chance = random.Random(0)
+    reached = 0
+    for _ in range(KILLS):
+        child = os.fork()
+        if not child:
+            save_until_killed(tmp_path)
+        time.sleep(chance.uniform(0.002, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        reached = max(reached, assert_nothing_is_lost(tmp_path, reached))
+    assert reached > 20
+    opened(tmp_path).begin()
+    assert not list(tmp_path.rglob(f"{whole_file.WRITING}*"))
+
+
+def save_until_killed(folder):
+    """What a child does; it never comes back to the test."""
+    try:
+        run = opened(folder)
+        run.begin()
+        step = run.step
+        while True:
+            step += 1
+            values = torch.full((64, 64), float(step))
+            run.save(Snapshot(step, {"a": values}, {"0.step": values + 1}), write_lora, loss=float(step))
+    finally:
+        os._exit(1)
+
+
+def write_lora(path, snapshot, average=""):
+    write_atomically(path, checksummed(snapshot.weights, {"step": str(snapshot.step)}))
+
+
+def opened(folder) -> TrainingRun:
+    return TrainingRun.open(folder / "runs", folder / "loras", "star", {"model": "toy"})
+
+
+def assert_nothing_is_lost(folder, reached: int) -> int:
+    """Every file is whole, the state belongs to its step, and the run is at least where it was seen before."""
+    run = opened(folder)
+    assert run.name == "star"
+    for path in (folder / "loras").rglob("*.safetensors"):
+        if not path.name.startswith(whole_file.WRITING):
+            tensors, entries = read_checksummed(path)
+            assert (tensors["a"] == int(entries["step"])).all()
+    snapshot = run.resume()
+    step = snapshot.step if snapshot else 0
+    assert step == run.step >= reached
+    if snapshot:
+        assert (snapshot.weights["a"] == step).all() and (snapshot.optimizer["0.step"] == step + 1).all()
+        assert step in [entry.step for entry in run.checkpoints()]
+    return step

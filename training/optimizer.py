@@ -51,7 +51,7 @@ def require(optimizer: str) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, done: float = 0.0) -> None:
-    """Use `rate` for the next step; groups whose time is over, now that `done` (0 to 1) is, stand still from here on."""
+    """Use `rate` for the next step; groups whose time is over at `done` (0 to 1) stand still from here on."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
         if done >= group.get("until", 1.0) and "still" not in group:

@@ -10,7 +10,8 @@ from lora_workbench.training.config import LoraConfig, ObjectiveConfig
 from lora_workbench.training.families import FLUX, SDXL
 from lora_workbench.training.lora import Adapters, Part
 from lora_workbench.training.lora_file import file_tensors
-from lora_workbench.training.noise import noise_like, shifted
+from lora_workbench.training.noise import noise_like
+from lora_workbench.training.timesteps import resolution_shift, with_odds
 from lora_workbench.training.objective import Objective
 from toyworld.node_pack import models
 
@@ -99,7 +100,7 @@ def test_the_shift_of_fluxs_levels_is_that_of_diffusers(side):
     levels = torch.linspace(0.01, 1, 100)
     mu = calculate_shift((side // 16) ** 2, 256, 4096, 0.5, 1.15)
     expected = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).time_shift(mu, 1.0, levels)
-    torch.testing.assert_close(shifted(levels, (side, side)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(with_odds(levels, resolution_shift((side, side))), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_sizes_sdxl_is_told_are_the_time_ids_of_diffusers():

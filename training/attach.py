@@ -64,7 +64,7 @@ class Attachment:
             else:
                 forward = forward_of(module, weights, copy_norm_input=adds_in_place)
             if forward is not None:
-                self._overrides.append((module.__dict__, forward))
+                self._overrides.append((module.__dict__, _of_scaled_input(module, forward)))
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -176,6 +176,13 @@ def _recomputed(block: nn.Module, adapters: Adapters, adds_in_place: bool) -> Ca
         return checkpoint(run, state, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return forward
+
+
+def _of_scaled_input(layer: nn.Module, forward: Callable[..., object]) -> Callable[..., object]:
+    """A layer that was smoothed before it was quantised multiplies its input first (Lin et al. 2023, section 3.2)."""
+    if getattr(layer, "pre_quant_scale", None) is None:
+        return forward
+    return lambda x: forward(x * layer.pre_quant_scale.to(x, copy=True))
 
 
 def _own(value: object, copy_tensors: bool) -> object:

@@ -17,12 +17,16 @@ SAMPLES_PER_TENSOR = 8
 def identity_of(patcher) -> str:
     """The identity of a MODEL's, CLIP's or VAE's weights and patches: the same for the same files, in any session."""
     digest = hashlib.sha256()
+    held = dict(patcher.model.named_parameters())
     for name, tensor in sorted(patcher.model.state_dict().items()):
         # What another node patched may be in use at the moment; the MODEL's own sampling follows below.
         if name.startswith("model_sampling."):
             continue
         # A loaded patch lives in the weight itself; the weight it replaced is kept beside it.
         original = patcher.backup[name].weight if name in patcher.backup else tensor
+        if original.device.type == "meta" and name in held:
+            # Packs that quantise in their own way show a stand-in; what they hold is bytes.
+            original = held[name].detach().as_subclass(Tensor)
         digest.update(name.encode())
         _add(digest, original)
     for name, patches in sorted(patcher.patches.items()):

@@ -9,6 +9,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())
+
 
 class CastWeights:
     """Weights read through ComfyUI's own casting, so streamed, paged, patched and quantised layers all work."""
@@ -18,7 +20,12 @@ class CastWeights:
         weight = layer.weight
         if _is_ready(layer, weight, like):
             return weight, layer.bias, None
-        return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+        if hasattr(layer, "cast_bias_weight"):
+            # Layers of other packs, such as those that hold GGUF files, unpack and patch their weights themselves.
+            return *layer.cast_bias_weight(like)[:2], None
+        weight, bias, ticket = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+        # Multiplied as it is, a quantised weight would have the gradient quantised too.
+        return weight.dequantize() if isinstance(weight, QUANTISED) else weight, bias, ticket
 
     def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
         if ticket is not None:

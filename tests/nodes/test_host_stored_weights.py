@@ -1,0 +1,232 @@
+"""Models whose weights are not simply there: quantised by ComfyUI, smoothed, merged, or unpacked by another pack."""
+
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.ops
+import comfy.supported_models
+import hosttoys
+import pytest
+import torch
+from comfy_extras.nodes_model_merging import ModelMergeSimple
+from torch import nn
+
+from lora_workbench.nodes.host.identity import identity_of
+from lora_workbench.training.config import TrainConfig
+from lora_workbench.training.loop import train
+from toyworld.node_pack import models
+
+pytestmark = pytest.mark.comfy
+KIND = "flux"
+ENTRIES = [hosttoys.caption(KIND), hosttoys.caption(KIND, 1)]
+
+
+def made_with(operations, change):
+    """A MODEL over layers of another make, each linear layer of the blocks changed by `change(layer)`."""
+    with torch.inference_mode():
+        settings = comfy.supported_models.Flux(dict(models.TINY_FLUX))
+        settings.set_inference_dtype(torch.float32, None)
+        settings.custom_operations = operations
+        base = comfy.model_base.Flux(settings, device="cpu")
+        base.diffusion_model.load_state_dict(hosttoys.model(KIND).model.diffusion_model.state_dict())
+        for name, layer in base.diffusion_model.named_modules():
+            if "blocks" in name and hasattr(layer, "in_features"):
+                change(layer)
+        cpu = torch.device("cpu")
+        return models.PATCHER(base, load_device=cpu, offload_device=cpu)
+
+
+def plain_twin(weight_of):
+    """The ordinary MODEL with the weights that `weight_of(name)` says."""
+    patcher = hosttoys.model(KIND)
+    with torch.inference_mode():
+        for name, layer in patcher.model.diffusion_model.named_modules():
+            if "blocks" in name and hasattr(layer, "in_features"):
+                layer.weight.copy_(weight_of(name))
+    return patcher
+
+
+def loss_and_gradients(patcher):
+    denoiser = hosttoys.loaded(patcher)
+    adapters = hosttoys.attach(denoiser)
+    with denoiser.adapted():
+        loss = denoiser(hosttoys.latents(KIND), hosttoys.levels(KIND), ENTRIES, hosttoys.SIZE).square().mean()
+        loss.backward()
+    return loss.item(), {adapter.name: adapter.up.grad.clone() for adapter in adapters}
+
+
+def assert_trains_as(patcher, twin):
+    loss, gradients = loss_and_gradients(patcher)
+    expected_loss, expected = loss_and_gradients(twin)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    for name in expected:
+        assert (gradients[name] - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
+
+
+# Quantised by ComfyUI
+
+
+def quantised(layout, format_name, scale_input=False):
+    from comfy.quant_ops import QuantizedTensor
+
+    def change(layer):
+        layer.weight = nn.Parameter(QuantizedTensor.from_float(layer.weight.detach(), layout), requires_grad=False)
+        layer.layout_type, layer.quant_format = layout, format_name
+        if scale_input:
+            random = torch.Generator().manual_seed(layer.in_features)
+            scale = torch.rand(layer.in_features, generator=random) + 0.5
+            layer.pre_quant_scale = nn.Parameter(scale, requires_grad=False)
+
+    return made_with(comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True), change)
+
+
+def layer_of(patcher, name):
+    return patcher.model.diffusion_model.get_submodule(name)
+
+
+formats = pytest.mark.parametrize(
+    ("layout", "format_name"),
+    [
+        ("TensorCoreFP8E4M3Layout", "float8_e4m3fn"),
+        ("TensorCoreNVFP4Layout", "nvfp4"),
+        ("TensorWiseINT8Layout", "int8_tensorwise"),
+    ],
+)
+
+
+def skip_without(layout):
+    quant_ops = pytest.importorskip("comfy.quant_ops")
+    if not hasattr(comfy.ops, "mixed_precision_ops") or layout not in str(vars(quant_ops).get("QUANT_ALGOS", {})):
+        pytest.skip(f"this ComfyUI has no {layout}")
+
+
+@formats
+def test_weights_quantised_by_comfyui_are_trained_over_as_what_they_stand_for(layout, format_name):
+    skip_without(layout)
+    patcher = quantised(layout, format_name)
+    with torch.inference_mode():
+        twin = plain_twin(lambda name: layer_of(patcher, name).weight.dequantize())
+    hosttoys.loaded(patcher)
+    before = [(id(p), type(p.data), p.shape) for p in patcher.model.diffusion_model.parameters()]
+    assert_trains_as(patcher, twin)
+    assert [(id(p), type(p.data), p.shape) for p in patcher.model.diffusion_model.parameters()] == before
+
+
+def test_a_layer_that_was_smoothed_before_it_was_quantised_scales_its_input_for_base_and_adapter():
+    """What a loaded file adds to the weight is multiplied with the scaled input as well."""
+    skip_without("TensorCoreNVFP4Layout")
+    patcher = quantised("TensorCoreNVFP4Layout", "nvfp4", scale_input=True)
+    noisy, sigma, entry = hosttoys.latents(KIND, 1), hosttoys.levels(KIND, 1), ENTRIES[:1]
+    denoiser = hosttoys.loaded(patcher)
+    adapters = hosttoys.attach(denoiser)
+    with denoiser.adapted(), torch.no_grad():
+        live = denoiser(noisy, sigma, entry, hosttoys.SIZE)
+
+    def scaled(name):
+        layer = layer_of(patcher, name)
+        weight = layer.weight.dequantize()
+        adapter = next((adapter for adapter in adapters if adapter.name == name), None)
+        if adapter is not None:
+            weight = weight + 0.5 * adapter.up.detach().t() @ adapter.down.detach()
+        return weight * layer.pre_quant_scale
+
+    with torch.inference_mode():
+        merged = hosttoys.loaded(plain_twin(scaled))
+    hosttoys.attach(merged, active=False)
+    with merged.adapted(), torch.no_grad():
+        expected = merged(noisy, sigma, entry, hosttoys.SIZE)
+    torch.testing.assert_close(live, expected, rtol=1e-3, atol=1e-3)
+
+
+# Unpacked by another pack
+
+
+class Packed(torch.Tensor):
+    """Bytes that stand for a matrix of another shape, as the GGUF pack holds them."""
+
+    @staticmethod
+    def of(weight):
+        scale = weight.abs().amax() / 127
+        packed = (weight / scale).round().to(torch.int8).view(torch.uint8).flatten().as_subclass(Packed)
+        packed.scale, packed.tensor_shape, packed.patches = scale, weight.shape, []
+        return packed
+
+    @property
+    def shape(self):
+        return getattr(self, "tensor_shape", None) or self.size()
+
+    def detach(self, *args, **kwargs):
+        return self
+
+    def clone(self, *args, **kwargs):
+        return self
+
+    def unpacked(self, dtype):
+        plain = self.as_subclass(torch.Tensor)
+        return (plain.view(torch.int8).to(dtype) * self.scale.to(dtype)).view(self.tensor_shape)
+
+
+class PackOps(comfy.ops.manual_cast):
+    """Layers as that pack makes them: a method of their own unpacks the weight, and saving shows a stand-in.
+
+    What this proves is that its way of holding weights can be trained over, not that any one of its formats can.
+    """
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        def cast_bias_weight(self, input=None, dtype=None, device=None, bias_dtype=None):
+            if not isinstance(self.weight, Packed):
+                return comfy.ops.cast_bias_weight(self, input)
+            bias = None if self.bias is None else self.bias.to(input)
+            return self.weight.unpacked(input.dtype), bias
+
+        def forward_comfy_cast_weights(self, input):
+            return nn.functional.linear(input, *self.cast_bias_weight(input))
+
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            if isinstance(self.weight, Packed):
+                destination[f"{prefix}weight"] = torch.empty(self.weight.tensor_shape, device="meta")
+
+
+def packed(seed=0):
+    def change(layer):
+        layer.weight = nn.Parameter(Packed.of(layer.weight.detach() + 0.001 * seed), requires_grad=False)
+
+    return made_with(PackOps, change)
+
+
+def test_weights_that_another_pack_unpacks_in_its_own_way_are_trained_over():
+    patcher = packed()
+    assert isinstance(layer_of(patcher, "single_blocks.0.linear1").weight, Packed)
+    bytes_before = layer_of(patcher, "single_blocks.0.linear1").weight.as_subclass(torch.Tensor).clone()
+    with torch.inference_mode():
+        twin = plain_twin(lambda name: layer_of(patcher, name).weight.unpacked(torch.float32))
+    assert_trains_as(patcher, twin)
+    assert torch.equal(layer_of(patcher, "single_blocks.0.linear1").weight.as_subclass(torch.Tensor), bytes_before)
+
+
+def test_two_packed_models_are_told_apart_by_their_bytes():
+    assert identity_of(packed()) == identity_of(packed()) != identity_of(packed(seed=1))
+
+
+# Merged and patched
+
+
+def test_a_merged_model_is_trained_as_the_mean_of_both():
+    one, other = hosttoys.model("sdxl"), hosttoys.model("sdxl", seed=3)
+    merged = ModelMergeSimple().merge(one, other, 0.5)[0]
+    mean = hosttoys.model("sdxl")
+    with torch.inference_mode():
+        pairs = zip(mean.model.diffusion_model.parameters(), other.model.diffusion_model.parameters(), strict=True)
+        for weight, second in pairs:
+            weight.copy_(0.5 * (weight + second))
+    before = hosttoys.digest(one.model.state_dict())
+
+    def losses(patcher):
+        denoiser = hosttoys.loaded(patcher)
+        adapters = hosttoys.attach(denoiser, active=False)
+        steps = train(denoiser, hosttoys.Batches("sdxl"), adapters, TrainConfig(steps=3, learning_rate=1e-2))
+        return [step.loss for step in steps]
+
+    assert losses(merged) == pytest.approx(losses(mean), rel=1e-4)
+    mm.load_models_gpu([one])
+    assert hosttoys.digest(one.model.state_dict()) == before

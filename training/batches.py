@@ -130,6 +130,17 @@ class Batches:
         return batches
 
 
+def largest(cached: Sequence[Cached], batch_size: int) -> Batch:
+    """The batch that takes most memory: the most pixels there can be in one, with the longest texts."""
+
+    def pixels(group: list[tuple[Cached, int]]) -> int:
+        width, height = group[0][0].bucket
+        return min(batch_size, len(group)) * width * height
+
+    group = [item for item, _ in max(_by_bucket(cached), key=pixels)]
+    return load(sorted(group, key=lambda item: item.text.stat().st_size, reverse=True)[:batch_size])
+
+
 def _by_bucket(cached: Sequence[Cached]) -> list[list[tuple[Cached, int]]]:
     """The examples of each size, each as often as it is repeated, with the number of the repetition."""
     groups = defaultdict(list)

@@ -55,14 +55,16 @@ class Needs:
     """Trained values, their gradients, the optimizer's state and the averaged copy."""
     largest_layer: int = 0
     """The largest single weight in the precision it is computed with."""
+    beside: int = 0
+    """Other models that are trained along and stay whole, such as text encoders."""
 
     def peak(self, plan: MemoryPlan) -> int:
         """Bytes at the worst moment of a step."""
         return self._beside_activations(plan) + int(self.activations * _kept(plan))
 
     def beside_weights(self, plan: MemoryPlan) -> int:
-        """Of these, what must be free when the weights have been loaded."""
-        return self.peak(plan) - int(self.weights * plan.resident)
+        """Of these, what must be free when the models have been loaded."""
+        return self.peak(plan) - int(self.weights * plan.resident) - self.beside
 
     def corrected(self, plan: MemoryPlan, measured_peak: int) -> Needs:
         """The same with the activations that explain what a step under `plan` was measured to take."""
@@ -71,7 +73,7 @@ class Needs:
 
     def _beside_activations(self, plan: MemoryPlan) -> int:
         # Weights that stream pass through two buffers, those that are cast through one.
-        return int(self.weights * plan.resident) + 2 * self.largest_layer + self.adapters
+        return int(self.weights * plan.resident) + 2 * self.largest_layer + self.adapters + self.beside
 
 
 def _kept(plan: MemoryPlan) -> float:

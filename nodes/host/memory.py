@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...training.batches import Batch
 from ...training.lora import Adapters
 from ...training.memory import RECOMPUTE, RESIDENT, Choices, MemoryPlan, Needs, fits, trained_bytes
+from ...training.objective import Objective
 
 if TYPE_CHECKING:
     from .model import LoadedModel
@@ -74,7 +76,20 @@ def needs_of(
         activations=int(activations * wide / 2),
         adapters=trained_bytes(values, optimizer, averaged),
         largest_layer=max(parameter.numel() for parameter in denoiser.network.parameters()) * wide,
+        beside=sum(patcher.model_size() for patcher in denoiser.patchers[1:]),
     )
+
+
+def pass_of(denoiser: LoadedModel, objective: Objective, batch: Batch) -> Callable[[], None]:
+    """A forward and backward of `batch` as `train()` does it, for the preflight."""
+
+    def backward() -> None:
+        with denoiser.adapted():
+            question = objective.question(denoiser, batch, 0)
+            for part in question.parts(denoiser.parts):
+                (objective.losses(denoiser, part).sum() * denoiser.loss_scale / len(question)).backward()
+
+    return backward
 
 
 def preflight(
@@ -145,7 +160,7 @@ def _measure(
     try:
         # The optimizer's state and the averaged copy are not made yet.
         beside = needs.adapters - 2 * adapters.values.nbytes
-        peak = _peak_of(backward, denoiser.patcher, adapters, plan) + beside
+        peak = _peak_of(backward, denoiser, adapters, plan) + beside
         started = _now(denoiser.device)
         backward()
         seconds = _now(denoiser.device) - started
@@ -154,12 +169,13 @@ def _measure(
     return Measured(plan, needs.corrected(plan, peak), peak, free, seconds, ())
 
 
-def _peak_of(backward: Callable[[], object], patcher, adapters: Adapters, plan: MemoryPlan) -> int:
+def _peak_of(backward: Callable[[], object], denoiser: LoadedModel, adapters: Adapters, plan: MemoryPlan) -> int:
     """Bytes of this training on the device at the worst moment of a pass, weights, adapters and gradients included."""
-    device = patcher.load_device
+    device, patcher = denoiser.device, denoiser.patcher
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        others = _loaded_by_others(patcher)
+        loaded = [model for model in mm.current_loaded_models if model.device == device]
+        others = sum(model.model_loaded_memory() for model in loaded if not denoiser.is_ours(model.model))
         torch.cuda.reset_peak_memory_stats(device)
         backward()
         torch.cuda.synchronize(device)
@@ -168,20 +184,12 @@ def _peak_of(backward: Callable[[], object], patcher, adapters: Adapters, plan: 
         return torch.cuda.max_memory_allocated(device) - others + paged
     with LiveBytes() as live:
         backward()
-    return live.most + patcher.loaded_size() + 2 * adapters.values.nbytes
+    return live.most + sum(own.loaded_size() for own in denoiser.patchers) + 2 * adapters.values.nbytes
 
 
 def is_dynamic(patcher) -> bool:
     """Whether ComfyUI pages this model's weights in and out by itself; versions before 0.16 never do."""
     return bool(getattr(patcher, "is_dynamic", bool)())
-
-
-def _loaded_by_others(patcher) -> int:
-    return sum(
-        model.model_loaded_memory()
-        for model in mm.current_loaded_models
-        if model.device == patcher.load_device and model.model is not None and not patcher.is_clone(model.model)
-    )
 
 
 def _now(device: torch.device) -> float:

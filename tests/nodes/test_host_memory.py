@@ -11,9 +11,11 @@ import torch
 
 from lora_workbench.nodes.host import loras, memory, weights
 from lora_workbench.nodes.host.memory import OUT_OF_MEMORY, Choices, LiveBytes, choices_for, free_bytes, needs_of
-from lora_workbench.training.config import LoraConfig
+from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TrainConfig
+from lora_workbench.training.loop import train
 from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, MemoryPlan
+from lora_workbench.training.objective import Objective
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
@@ -290,6 +292,22 @@ def test_when_nothing_fits_one_sentence_says_what_to_do():
         memory.preflight(denoiser, adapters, run, choices, needs(denoiser, adapters))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
     assert tried == list(choices)
+
+
+@both_families
+def test_the_pass_that_is_tried_is_the_one_that_is_trained(kind):
+    config = ObjectiveConfig()
+    gradients = []
+    for parts in (1, 2):
+        denoiser, adapters = prepared(kind, MemoryPlan(parts=parts))
+        memory.pass_of(denoiser, Objective(config, seed=3), hosttoys.Batches(kind)[0])()
+        gradients.append(adapters.values.grad.clone())
+    assert_same_gradient(gradients[1], gradients[0])
+
+    denoiser, adapters = prepared(kind)
+    settings = TrainConfig(steps=1, seed=3, learning_rate=1e-8, clip_norm=0)
+    next(train(denoiser, hosttoys.Batches(kind), adapters, settings))
+    assert_same_gradient(adapters.values.grad, gradients[0])
 
 
 def test_cancelling_the_preflight_leaves_no_gradient_behind():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_workbench.training import batches as batches_module
 from lora_workbench.training.augmentation import Augmentation
-from lora_workbench.training.batches import Batch, Batches, load
+from lora_workbench.training.batches import Batch, Batches, largest, load
 from lora_workbench.training.cache import Cached, encode
 from lora_workbench.training.dataset import REGULARIZATION, Example, joined
 from lora_workbench.training.folder import scan
@@ -319,3 +319,18 @@ def test_the_examples_at_some_places_keep_all_that_belongs_to_them(concept):
     assert torch.equal(some.latents, batch.latents[[2, 0]]) and some.size == batch.size
     plain = Batch(batch.latents, batch.text, batch.size, batch.names).at([1])
     assert plain.masks is None and plain.class_text is None and plain.captions == ()
+
+
+def encoded_of(tmp_path, shapes, captions):
+    for number, (shape, caption) in enumerate(zip(shapes, captions, strict=True)):
+        draw(tmp_path / "pictures" / f"{number}.png", shape)
+        (tmp_path / "pictures" / f"{number}.txt").write_text(caption, encoding="utf-8")
+    dataset = scan(tmp_path / "pictures", resolution=128, hold_out=0)
+    return encode(dataset, ToyEncoder(), tmp_path / "cache").examples
+
+
+def test_the_largest_batch_has_the_most_pixels_and_the_longest_texts(tmp_path):
+    shapes, captions = [(128, 128), (320, 80), (128, 128), (128, 128)], ["a", "b", "a much longer caption", "c"]
+    examples = encoded_of(tmp_path, shapes, captions)
+    assert largest(examples, 1).names == ("2.png",)
+    assert set(largest(examples, 8).names) == {"0.png", "2.png", "3.png"}

@@ -10,7 +10,23 @@ import comfy.utils
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FAMILIES = {"SDXL": "sdxl", "SDXL_instructpix2pix": "sdxl", "SD3": "sd3", "Flux": "flux", "SD15_instructpix2pix": "sd1"}
+from .architecture import Z_IMAGE_WIDTH
+
+FAMILIES = {
+    "SDXL": "sdxl",
+    "SDXL_instructpix2pix": "sdxl",
+    "SD3": "sd3",
+    "Flux": "flux",
+    "Flux2": "flux2",
+    "SD15_instructpix2pix": "sd1",
+    "Chroma": "chroma",
+    "QwenImage": "qwen_image",
+    "Lumina2": "lumina2",
+    "HunyuanImage21": "hunyuan_image",
+    "HiDream": "hidream",
+    "AuraFlow": "aura_flow",
+    "PixArt": "pixart",
+}
 TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
 TAKES_METADATA = "lora_metadata" in inspect.signature(comfy.sd.load_lora_for_models).parameters
 
@@ -66,10 +82,12 @@ def patched_layers(model, clip) -> int:
 
 
 def model_family(model) -> str:
-    """The family of a MODEL: "sdxl", "flux", "sd1", "sd2", "sd3", or "unknown:" and the name of its class."""
+    """The family of a MODEL, such as "sdxl", or "unknown:" and the name of its class."""
     base = model.model
     name = type(base).__name__
     if type(base) is comfy.model_base.BaseModel:
         width = base.model_config.unet_config.get("context_dim")
         return TEXT_WIDTHS.get(width, f"unknown:{name}")
+    if name == "Lumina2" and base.model_config.unet_config.get("dim") == Z_IMAGE_WIDTH:
+        return "z_image"
     return FAMILIES.get(name, f"unknown:{name}")

@@ -17,7 +17,7 @@ from torch import nn
 from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.host.proof import prove
 from lora_workbench.nodes.host.sampling import SamplerSettings, sample_picture
-from lora_workbench.training import lora_file
+from lora_workbench.training import lora_family, lora_file
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.families import FULL, LAYER_PRESETS
 from lora_workbench.training.loop import train
@@ -190,3 +190,15 @@ def test_a_preview_can_be_made(kind):
     prompts = [[familytoys.condition(kind, familytoys.caption(kind, number), None)] for number in range(2)]
     picture = sample_picture(patcher, PlainVae(), *prompts, settings)
     assert picture.isfinite().all() and picture.std() > 0
+
+
+@every_kind
+def test_a_lora_that_was_trained_here_is_known_to_be_for_this_model_by_its_layers_and_its_metadata(kind):
+    """So Stack Apply and the Picker take it, and refuse it where it does not belong."""
+    patcher = familytoys.model(kind)
+    denoiser = hosttoys.loaded(patcher)
+    keys = [f"{adapter.key}.alpha" for adapter in Adapters.build([hosttoys.part(denoiser)], CONFIG, seed=0)]
+    described = {"ss_base_model_version": denoiser.family.base_model_version}
+    assert lora_family.family_of(described) == loras.model_family(patcher)
+    assert not lora_family.mismatch(lora_family.family_of(keys), loras.model_family(patcher))
+    assert lora_family.mismatch("sdxl", loras.model_family(patcher))

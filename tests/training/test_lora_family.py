@@ -22,12 +22,38 @@ OTHER_NAMES = {
     "sd1": ["diffusion_model.output_blocks.10.1.transformer_blocks.0.attn2.to_v.lora_up.weight"],
     "flux": ["diffusion_model.single_blocks.0.linear2.lora_A.weight"],
     "flux2": ["diffusion_model.double_stream_modulation_img.lin.lora_A.weight", "diffusion_model.double_blocks.0.x"],
+    "sd3": ["diffusion_model.joint_blocks.3.x_block.attn.qkv.lora_A.weight"],
+    "chroma": ["diffusion_model.distilled_guidance_layer.in_proj.lora_A.weight", "diffusion_model.double_blocks.0.x"],
+    "qwen_image": ["diffusion_model.transformer_blocks.0.attn.add_q_proj.lora_A.weight"],
+    "lumina2": ["diffusion_model.layers.3.attention.qkv.lora_A.weight"],
+    "hunyuan_image": ["diffusion_model.txt_in.individual_token_refiner.blocks.0.mlp.0.lora_A.weight"],
+    "hidream": ["diffusion_model.double_stream_blocks.0.block.attn1.to_q.lora_A.weight"],
+    "aura_flow": ["diffusion_model.single_layers.3.attn.w1q.lora_A.weight"],
+    "pixart": ["diffusion_model.blocks.3.cross_attn.kv_linear.lora_A.weight"],
+}
+OUR_NAMES = {
+    family: ["lora_unet_" + name.removeprefix("diffusion_model.").replace(".", "_") for name in names]
+    for family, names in OTHER_NAMES.items()
+    if names[0].startswith("diffusion_model.")
 }
 
 
-@pytest.mark.parametrize("names", [KOHYA, DIFFUSERS, OTHER_NAMES], ids=["kohya", "diffusers", "comfyui"])
+@pytest.mark.parametrize(
+    "names", [KOHYA, DIFFUSERS, OTHER_NAMES, OUR_NAMES], ids=["kohya", "diffusers", "comfyui", "ours"]
+)
 def test_each_family_is_known_by_its_layers(names):
     assert {family: family_of(keys) for family, keys in names.items()} == {family: family for family in names}
+
+
+def test_a_flux_file_of_diffusers_is_not_taken_for_sd3_by_its_double_blocks():
+    """What ai-toolkit writes: both kinds of blocks, the double ones called as SD 3's are."""
+    double = "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"
+    assert family_of([double, "transformer.single_transformer_blocks.37.attn.to_q.lora_A.weight"]) == "flux"
+
+
+def test_a_qwen_image_file_of_diffusers_is_known_by_how_many_blocks_it_has():
+    blocks = [f"transformer.transformer_blocks.{number}.attn.add_k_proj.lora_A.weight" for number in range(60)]
+    assert (family_of(blocks), family_of(blocks[:24])) == ("qwen_image", "sd3")
 
 
 def test_an_sdxl_file_is_known_by_its_second_text_encoder():
@@ -49,6 +75,11 @@ def test_layers_of_sdxl_convolutions_are_not_taken_for_sd1():
         ("flux1", "flux"),
         ("flux2_klein_9b", "flux2"),
         ("hunyuan_video", None),
+        ("chroma", "chroma"),
+        ("Qwen-Image", "qwen_image"),
+        ("zimage", "z_image"),
+        ("lumina-2", "lumina2"),
+        ("hunyuan-image-2.1", "hunyuan_image"),
     ],
 )
 def test_the_metadata_of_trainers_is_understood(version, family):
@@ -72,9 +103,18 @@ def test_only_a_sure_mismatch_is_one():
     assert mismatch("sd1", "sdxl")
     assert not mismatch("sdxl", "sdxl")
     assert not mismatch(None, "sdxl")
-    assert not mismatch("flux", "unknown:Chroma")
+    assert not mismatch("flux", "unknown:WAN21")
     assert not mismatch("sd1", "sd2")
+    assert not mismatch("flux", "chroma")
+    assert not mismatch("lumina2", "z_image")
+    assert mismatch("flux", "qwen_image")
+    assert mismatch("sd3", "flux2")
 
 
 def test_families_have_names_for_people():
-    assert [title("sdxl"), title("sd1"), title("unknown:WAN21"), title("flux2")] == ["SDXL", "SD 1.5", "WAN21", "flux2"]
+    assert [title("sdxl"), title("sd1"), title("unknown:WAN21"), title("flux2")] == [
+        "SDXL",
+        "SD 1.5",
+        "WAN21",
+        "FLUX.2",
+    ]

@@ -130,6 +130,29 @@ def preflight(
         plan, needs = better, measured.needs
 
 
+@dataclass
+class Fit:
+    """The plan that a training runs under; it gives way when memory runs out."""
+
+    denoiser: LoadedModel
+    choices: Choices
+    plan: MemoryPlan
+    needs: Needs
+
+    def prepare(self, adapters: Adapters) -> None:
+        """Load and attach by the plan: before the first step, after a pause, and after stepping down."""
+        self.denoiser.prepare(adapters, self.plan, self.needs)
+
+    def step_down(self) -> str | None:
+        """Take the next smaller plan from the next `prepare()` on; what moved in words, None when nothing is left."""
+        give_back_memory()
+        step = self.choices.stepped_down(self.plan)
+        if step is None:
+            return None
+        self.plan, moved = step
+        return moved
+
+
 def _smaller_than(too_large: list[MemoryPlan], choices: Choices, plan: MemoryPlan) -> MemoryPlan:
     """The plan, or the first after the last that ran out of memory."""
     order = list(choices)

@@ -328,6 +328,20 @@ def test_out_of_memory_is_known_by_its_own_name_and_nothing_else_is_taken_for_it
     assert not any(issubclass(kind, OUT_OF_MEMORY) for kind in (ValueError, RuntimeError, KeyboardInterrupt))
 
 
+def test_a_running_training_steps_down_one_knob_at_a_time_until_nothing_is_left():
+    denoiser, adapters = prepared("flux")
+    fit = memory.Fit(denoiser, Choices(2, resident=(1.0,)), MemoryPlan(), needs(denoiser, adapters))
+    assert fit.step_down() == "the batch now goes through the model in 2 parts"
+    assert denoiser.parts == 1, "a plan holds from the next beginning on"
+    fit.prepare(adapters)
+    assert denoiser.parts == 2
+    assert [fit.step_down() for _ in range(3)] == [
+        "every second block is now recomputed in backward",
+        "every block is now recomputed in backward",
+        None,
+    ]
+
+
 # What is free
 
 

@@ -45,6 +45,8 @@ class Question:
 
     def parts(self, count: int) -> list[Question]:
         """The question in `count` parts as equal as can be, no more than it has examples, in their order."""
+        if min(count, len(self)) == 1:
+            return [self]
         places = torch.arange(len(self)).tensor_split(min(count, len(self)))
         return [self.at(some.tolist()) for some in places]
 

@@ -1,14 +1,21 @@
 import math
+import sys
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
-from toys import Batches, BlockInPlace, Denoiser, equal
+from toys import Batches, BlockInPlace, Denoiser, equal, part
 
 from lora_workbench.training import objective
+from lora_workbench.training.attach import Attachment
 from lora_workbench.training.batches import Batch
-from lora_workbench.training.config import ObjectiveConfig, TrainConfig
+from lora_workbench.training.config import OPTIMIZERS, LoraConfig, ObjectiveConfig, TrainConfig
+from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.loop import clip_gradient, train
+from lora_workbench.training.lora import Adapters
 from lora_workbench.training.objective import Objective
+from lora_workbench.training.optimizer import EXTRAS
 from lora_workbench.training.schedule import learning_rate
 
 RATE = 0.01
@@ -69,6 +76,86 @@ def test_resuming_equals_never_having_stopped(settings, broken):
     assert equal(resumed.weights, at_the_end.weights)
     assert equal(resumed.optimizer, at_the_end.optimizer)
     assert list(map(told, first + second)) == list(map(told, whole))
+
+
+EVERYTHING = {
+    "objective": ObjectiveConfig(
+        loss="huber",
+        min_snr_gamma=5.0,
+        noise_offset=0.1,
+        multires_iterations=3,
+        input_perturbation=0.1,
+        stratify=4,
+        timesteps="content",
+    ),
+    "lora_plus": 4.0,
+    "rates": "blocks.0 = 0.5",
+    "ema": 0.9,
+    "accumulation": 2,
+    "schedule": "cosine with restarts",
+    "restarts": 2,
+    "warmup": 0.25,
+}
+ADAPTERS = [
+    {"kind": "lora", "dropout": 0.2, "max_norm": 0.05},
+    {"kind": "dora"},
+    {"kind": "loha", "max_norm": 0.05},
+    {"kind": "lokr", "dropout": 0.1},
+    {"kind": "oft"},
+    {"rank_stabilized": True, "ranks": "blocks.1 = 2"},
+]
+
+
+def learnt(config, adapter, resume=None, until=None):
+    """The snapshot after some steps with adapters of another form."""
+    denoiser = Denoiser()
+    adapters = Adapters.build([part(denoiser.network)], LoraConfig(rank=4, **adapter), seed=0)
+    denoiser.attach(adapters, checkpointing=True)
+    with closing(train(denoiser, Batches(2), adapters, config, resume)) as steps:
+        for step in steps:
+            if step.number == until:
+                return step.snapshot()
+    return step.snapshot()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_goes_on_bit_for_bit(optimizer):
+    """Promise 4: 4 + 4 steps are 8, with the state as plain tensors in between."""
+    package = EXTRAS.get(optimizer)
+    if package:
+        pytest.importorskip(package)
+    plain = optimizer in ("prodigy", "schedule-free")
+    settings = {"ema": 0.9} if plain else EVERYTHING
+    config = TrainConfig(steps=8, learning_rate=RATE, optimizer=optimizer, **settings)
+    whole, half = learnt(config, {}), learnt(config, {}, until=4)
+    resumed = learnt(config, {}, resume=half)
+    assert equal(resumed.weights, whole.weights) and equal(resumed.optimizer, whole.optimizer)
+    assert equal(resumed.ema, whole.ema) and not equal(half.weights, whole.weights)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=str)
+def test_every_form_of_adapter_goes_on_bit_for_bit(adapter):
+    config = TrainConfig(steps=8, learning_rate=RATE, **EVERYTHING)
+    whole, half = learnt(config, adapter), learnt(config, adapter, until=4)
+    resumed = learnt(config, adapter, resume=half)
+    assert equal(resumed.weights, whole.weights) and equal(resumed.optimizer, whole.optimizer)
+    assert equal(resumed.ema, whole.ema) and not equal(half.weights, whole.weights)
+
+
+def test_a_part_that_is_trained_for_half_of_the_run_stays_as_it_is_then_and_goes_on_bit_for_bit():
+    config = TrainConfig(steps=8, learning_rate=RATE)
+
+    def steps_of(resume=None):
+        denoiser = Denoiser()
+        first = replace(part(denoiser.network), prefix="a_", until=0.5, rate=0.5)
+        adapters = Adapters.build([first], LoraConfig(rank=4), seed=0)
+        denoiser.attachment = Attachment(denoiser.network, adapters, ResidentWeights(), prefix="a_")
+        return [step.snapshot() for step in train(denoiser, Batches(), adapters, config, resume)]
+
+    snapshots = steps_of()
+    assert not equal(snapshots[2].weights, snapshots[3].weights)
+    assert all(equal(snapshot.weights, snapshots[3].weights) for snapshot in snapshots[4:])
+    assert equal(steps_of(snapshots[5])[-1].optimizer, snapshots[-1].optimizer)
 
 
 def told(step):
@@ -215,6 +302,80 @@ def test_the_schedule_counts_optimizer_steps_and_not_parts():
     steps, _ = run(TrainConfig(steps=6, learning_rate=RATE, accumulation=4, schedule="cosine", warmup=2))
     expected = [learning_rate(n, peak=RATE, steps=6, warmup=2, schedule="cosine") for n in range(6)]
     assert [step.learning_rate for step in steps] == expected
+
+
+# In parts, slower, and what a step says
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_is_learnt_like_the_whole(parts):
+    divided = Denoiser()
+    divided.parts = parts
+    config = TrainConfig(steps=4, learning_rate=RATE, accumulation=2)
+    (plain_steps, plain), (steps, same) = run(config, Batches(4)), run(config, Batches(4), divided)
+    assert [step.loss for step in steps] == pytest.approx([step.loss for step in plain_steps])
+    assert all(step.sigmas == other.sigmas for step, other in zip(steps, plain_steps, strict=True))
+    assert close(same.weights, plain.weights)
+
+
+def test_a_step_tells_noise_level_and_loss_of_each_picture_and_the_norm_before_clipping():
+    config = TrainConfig(steps=3, learning_rate=RATE, accumulation=2, clip_norm=0.01)
+    steps, _ = run(config, Batches(3))
+    for step in steps:
+        assert len(step.sigmas) == len(step.losses) == 6 and len(set(step.sigmas)) > 1
+        assert step.loss == pytest.approx(sum(step.losses) / 6)
+        assert step.norm > 0.01
+
+
+def test_a_slowdown_is_a_factor_on_the_learning_rate():
+    halved = TrainConfig(steps=5, learning_rate=RATE / 2, schedule="cosine")
+    whole, denoiser = replace(halved, learning_rate=RATE), Denoiser()
+    *_, slow = train(denoiser, Batches(), denoiser.adapters, whole, None, 0.5)
+    _, expected = run(halved)
+    assert close(slow.snapshot().weights, expected.weights)
+
+
+def test_a_short_batch_at_the_end_of_an_epoch_is_learnt_from_as_well():
+    """Trap 6: the pictures of a batch that is not full count like all others."""
+
+    class Short(Batches):
+        def __getitem__(self, number):
+            return super().__getitem__(number).at([0] if number % 2 else [0, 1, 2])
+
+    steps, _ = run(TrainConfig(steps=4, learning_rate=RATE), Short(3))
+    assert [len(step.losses) for step in steps] == [3, 1, 3, 1]
+    assert all(step.norm > 0 and not step.skipped for step in steps)
+
+
+def test_a_snapshot_that_is_asked_for_too_late_is_refused():
+    denoiser = Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, TrainConfig(steps=4))
+    first = next(steps)
+    next(steps)
+    with pytest.raises(RuntimeError, match="step 1 is gone"):
+        first.snapshot()
+
+
+def test_a_step_waits_for_the_device_once_a_part_and_once_for_the_norm(monkeypatch):
+    """Each wait stalls a GPU: a part's losses and levels come over together."""
+    waits, ours = [], {f"lora_workbench.training.{name}" for name in ("loop", "optimizer", "ema", "lora", "objective")}
+
+    def counting(name, plain):
+        def wait(self, *rest):
+            if sys._getframe(1).f_globals["__name__"] in ours:
+                waits.append(name)
+            return plain(self, *rest)
+
+        return wait
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
+    denoiser = Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, TrainConfig(steps=3, accumulation=2))
+    next(steps)
+    waits.clear()
+    next(steps)
+    assert sorted(waits) == ["item", "tolist", "tolist"]
 
 
 # The loss of a batch

@@ -15,6 +15,11 @@ def loras_folder() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
+def embeddings_folder() -> Path:
+    """The folder in which ComfyUI looks first for `embedding:<name>` of a prompt."""
+    return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+
 def output_folder() -> Path:
     """ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import comfy.model_management as mm
 import torch
@@ -22,6 +22,7 @@ from .conditions import Conditions, conditions_of, groups
 from .identity import identity_of
 from .memory import give_back_memory, is_dynamic
 from .prediction import answering_raw, prediction_of
+from .text_training import TrainedText
 from .weights import CastWeights, trainable_around
 
 HALF_PRECISION_LOSS_SCALE = 1024.0
@@ -35,7 +36,9 @@ class LoadedModel:
     is exactly what every other node knows.
     """
 
-    def __init__(self, model) -> None:
+    def __init__(self, model, text: TrainedText | None = None) -> None:
+        """With `text` the encoded captions are computed anew in every step, by text encoders in training."""
+        self._text = text
         self.family = family_of(model)
         self.prediction = prediction_of(model)
         # A clone shares the weights; it keeps what is patched onto this MODEL apart from what other nodes patch.
@@ -50,6 +53,7 @@ class LoadedModel:
         """In how many parts a batch goes through the network."""
         self._plan, self._room = _ROOMY, 0
         self._attachment: Attachment | None = None
+        self._adapters: Adapters | None = None
         self._attached = ExitStack()
         self._adapting = False
 
@@ -67,11 +71,16 @@ class LoadedModel:
     def network(self) -> nn.Module:
         return self.patcher.model.diffusion_model
 
+    @property
+    def patchers(self) -> list:
+        """What ComfyUI loads for a step: the model, and text encoders in training."""
+        return [self.patcher, *([] if self._text is None else self._text.loaded)]
+
     def load(self) -> None:
         """Have ComfyUI load the MODEL with everything patched onto it, beside the room that the plan asks for."""
         patcher = self.patcher
         with torch.inference_mode():
-            mm.load_models_gpu([patcher], memory_required=self._room)
+            mm.load_models_gpu(self.patchers, memory_required=self._room)
             # Where ComfyUI pages weights in and out by itself, room is all there is to ask for.
             if self._plan.resident < 1 and not is_dynamic(patcher):
                 excess = patcher.loaded_size() - self._plan.resident * patcher.model_size()
@@ -92,35 +101,45 @@ class LoadedModel:
         self._plan, self.parts = plan, plan.parts
         self._room = 0 if needs is None else needs.beside_weights(plan)
         self.load()
+        self._adapters = adapters.to(self.device)
         self._attachment = Attachment(
             self.network,
-            adapters.to(self.device),
+            adapters,
             CastWeights(),
             blocks=self.family.blocks,
             recompute=plan.recompute,
             adds_in_place=self.family.adds_in_place,
             same_input=self.family.same_input,
         )
+        if self._text is not None:
+            self._text.attach(adapters, recompute=plan.recompute)
 
     def release(self) -> None:
         """Take weights, adapters and buffers off the device; `prepare()` brings them back.
 
-        The caller lets go of the optimizer and moves or drops the adapters.
+        What else is made of the adapters, the optimizer and its state, is the caller's to let go of.
         """
-        self._attachment = None
-        others = [held for held in mm.current_loaded_models if held.model is None or not self._is_ours(held.model)]
+        if self._adapters is not None:
+            self._adapters.to(torch.device("cpu"))
+        self._attachment = self._adapters = None
+        if self._text is not None:
+            self._text.release()
+        others = [held for held in mm.current_loaded_models if not self.is_ours(held.model)]
         with torch.inference_mode():
             mm.free_memory(1e30, self.device, keep_loaded=others)
         give_back_memory()
 
-    def _is_ours(self, patcher) -> bool:
-        return self.patcher.is_clone(patcher)
+    def is_ours(self, patcher) -> bool:
+        """Whether a patcher that ComfyUI holds, or None when it is gone, is one of these or a clone of one."""
+        texts = [] if self._text is None else [self._text.patcher]
+        return patcher is not None and any(own.is_clone(patcher) for own in [self.patcher, *texts])
 
     @contextmanager
     def adapted(self) -> Iterator[None]:
         """Autograd on, ComfyUI in training, adapters attached; all undone on any exit."""
         self._ensure_loaded()
-        with torch.inference_mode(False), torch.enable_grad(), _in_training(), self._attached:
+        text = nullcontext() if self._text is None else self._text.adapted()
+        with torch.inference_mode(False), torch.enable_grad(), _in_training(), self._attached, text:
             self._attach()
             self._adapting = True
             try:
@@ -146,8 +165,8 @@ class LoadedModel:
         self._attached.enter_context(self._attachment.attached())
 
     def text_of(self, batch: Batch) -> Sequence[dict[str, Tensor]]:
-        """The encoded captions of a batch."""
-        return batch.text
+        """The encoded captions of a batch: from the cache, or where the text is trained, with gradients."""
+        return batch.text if self._text is None else self._text.text_of(batch)
 
     def _ensure_loaded(self) -> None:
         """Another node, or a preview, may have put something else onto the shared weights."""

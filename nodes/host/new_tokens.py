@@ -21,9 +21,11 @@ from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...training.embeddings import first_rows, rows_of, trained_form, worded
+from ...training.embeddings import embedding_names, embedding_path, first_rows, rows_of, trained_form, worded
 from ...training.lora import Adapter
 from ...training.noise import generator
+from ...training.whole_file import tensor_bytes, write_atomically
+from . import folders
 from .text_encoders import CLIP_ENCODERS, encoders_of, literal_tokens
 
 Rows = dict[str, dict[str, Tensor]]
@@ -94,7 +96,7 @@ class NewTokens:
                 name=f"{trigger}.{name}",
                 prefix=PREFIX,
                 layer=None,
-                kind="embedding",
+                kind=None,
                 tensors={"direction": nn.Parameter(first.clone())},
                 rate=rate,
                 until=1.0,
@@ -113,6 +115,14 @@ class NewTokens:
             }
             rows[trigger] = own | self._kept[trigger]
         return rows
+
+    def write(self, lora_name: str, trained: Mapping[str, Tensor]) -> list[Path]:
+        """Write the words of a state as embedding files, called like the LoRA file `lora_name` in ComfyUI's folder."""
+        folder, rows, written = folders.embeddings_folder(), self.rows(trained), []
+        for trigger, name in embedding_names(self._words, lora_name).items():
+            written.append(embedding_path(folder, name))
+            write_atomically(written[-1], tensor_bytes(rows[trigger], {"modelspec.trigger_phrase": trigger}))
+        return written
 
     def filled(self, text: str, rows: Rows) -> dict:
         """The tokens of a text with the rows in place of trigger words, as ComfyUI's encoders take them."""

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from . import lora_file, state
 from .description import OURS, read
+from .ema import averaged
 from .loop import Snapshot, Step
 from .lora import Adapters
 from .metrics import Metrics, Point
@@ -96,6 +97,8 @@ class TrainingRun:
     def __init__(self, folder: Path, loras: Path, record: dict) -> None:
         self.folder, self.loras, self._record = folder, loras, record
         self.metrics = Metrics(folder)
+        self.went_back = False
+        """Whether the state on disk is past the step that training went back to."""
         self.slowdown = 1.0
         """The factor on the learning rate after roll-backs: part of the state, given back by `resume()`."""
 
@@ -192,21 +195,20 @@ class TrainingRun:
 
     def back_to(self, step: int, slowdown: float) -> None:
         """Go on from an earlier step at a lower rate: what was saved past it is no longer part of this run."""
-        self.slowdown = slowdown
+        self.slowdown, self.went_back = slowdown, True
         for kind in ("checkpoints", "averages"):
             self._record[kind] = [entry for entry in self._record.get(kind, ()) if entry["step"] <= step]
         self._record["validations"] = [entry for entry in self._record.get("validations", ()) if entry[0] <= step]
 
     def log(self, step: Step, seconds: float) -> None:
         """Append one step to the metrics."""
-        sigmas = getattr(step, "sigmas", ())
         self.metrics.append(
             Point(
                 step.number,
-                loss=step.loss if math.isfinite(step.loss) else None,
-                sigma=statistics.fmean(sigmas) if sigmas else None,
+                loss=_finite(step.loss),
+                sigma=statistics.fmean(step.sigmas) if step.sigmas else None,
                 learning_rate=step.learning_rate,
-                norm=_finite(getattr(step, "norm", None)),
+                norm=_finite(step.norm),
                 seconds=round(seconds, 4),
                 skipped=step.skipped,
             )
@@ -214,24 +216,26 @@ class TrainingRun:
 
     def save(self, snapshot: Snapshot, write_lora: WriteLora, loss: float | None) -> list[Checkpoint]:
         """Write the LoRA files, their entries, the state and how far the run is; first the weights as trained."""
-        ema = getattr(snapshot, "ema", None)
         made = [self._written("checkpoints", self._path(snapshot.step), snapshot, write_lora, loss, "")]
-        if ema:
-            shadow, path = replace(snapshot, weights=ema), self._path(snapshot.step, "_ema")
+        if snapshot.ema:
+            shadow, path = replace(snapshot, weights=snapshot.ema), self._path(snapshot.step, "_ema")
             made.append(self._written("averages", path, shadow, write_lora, None, EMA))
         self._write_record()
+        self.keep(snapshot)
+        return made
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write the state and how far the run is, without a LoRA file."""
         state.write(self.folder, snapshot, self.slowdown)
+        self.went_back = False
         self._record["step"] = snapshot.step
         self._write_record()
-        return made
 
     def average_of_last(self, count: int) -> Checkpoint | None:
         """The mean of the last `count` checkpoints as a file of its own, made where it is not there yet.
 
         None when there are fewer than two.
         """
-        from .ema import averaged
-
         entries = self.checkpoints()[-count:]
         if count < 2 or len(entries) < 2:
             return None
@@ -240,7 +244,7 @@ class TrainingRun:
             if Path(there.path) == path and there.step == entries[-1].step:
                 return there
         files = [load_file(entry.path) for entry in entries]
-        mean = averaged([{name: tensor.float() for name, tensor in file.items()} for file in files])
+        mean = averaged(files)
         told = {**read(newest), f"{OURS}average": f"last {len(entries)}"}
         lora_file.write(path, {name: mean[name].to(tensor.dtype) for name, tensor in files[-1].items()}, told)
         entry = self._enter("averages", path, entries[-1].step, None, f"last {len(entries)}")
@@ -320,8 +324,8 @@ def mean_of(validation: Validation) -> float:
     return statistics.fmean(level for picture in validation for level in picture)
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _read_record(folder: Path) -> dict | None:
@@ -358,10 +362,10 @@ def recorded(
     run.begin()
     started = time.perf_counter()
 
-    def save_last() -> list[Checkpoint]:
+    def save_last(snapshot: Snapshot) -> list[Checkpoint]:
         nonlocal saved
         saved = last
-        made = run.save(last.snapshot(), write_lora, statistics.fmean(losses) if losses else None)
+        made = run.save(snapshot, write_lora, statistics.fmean(losses) if losses else None)
         losses.clear()
         return made
 
@@ -372,16 +376,26 @@ def recorded(
                 losses.append(last.loss)
             yield last
             if asked() or last.number % save_every == 0 or last.number == last_step:
-                yield from save_last()
+                yield from save_last(last.snapshot())
+            elif run.went_back:
+                run.keep(last.snapshot())
             started = time.perf_counter()
         if last is not saved:
-            yield from save_last()
+            yield from save_last(last.snapshot())
     except BaseException:
-        if last is not saved:
-            save_last()
+        if last is not saved and (snapshot := _kept(last)) is not None:
+            save_last(snapshot)
         raise
     finally:
         run.metrics.close()
+
+
+def _kept(step: Step) -> Snapshot | None:
+    """The newest state there is at or before a step; None when an error in the middle of the next one left none."""
+    try:
+        return step.snapshot()
+    except RuntimeError:
+        return None
 
 
 def validated(

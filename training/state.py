@@ -19,9 +19,7 @@ PARTS = ("weights", "optimizer", "ema")
 
 def write(folder: Path, snapshot: Snapshot, slowdown: float = 1.0) -> None:
     """Keep a snapshot as the newest state; whatever stops this, one whole state is left."""
-    tensors = {
-        f"{part}/{name}": tensor for part in PARTS for name, tensor in (getattr(snapshot, part, None) or {}).items()
-    }
+    tensors = {f"{part}/{name}": tensor for part in PARTS for name, tensor in (getattr(snapshot, part) or {}).items()}
     entries = {"step": str(snapshot.step), "slowdown": str(slowdown)}
     write_keeping(folder / NEWEST, checksummed(tensors, entries), folder / PREVIOUS)
 
@@ -68,5 +66,5 @@ def _snapshot(path: Path) -> tuple[Snapshot, float]:
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
         parts[part][name] = tensor
-    ema = {"ema": parts["ema"]} if parts["ema"] else {}
-    return Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], **ema), float(entries["slowdown"])
+    snapshot = Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], parts["ema"] or None)
+    return snapshot, float(entries["slowdown"])

@@ -1,11 +1,14 @@
 """Pictures and captions are encoded as at inference: the same latents, the same words, nothing cut or weighted."""
 
+import comfy.sdxl_clip
+import comfy.text_encoders.qwen_image
 import hosttoys
 import pytest
 import torch
 from comfy.model_management import OOM_EXCEPTION, InterruptProcessingException, interrupt_current_processing
 
 from lora_workbench.nodes.host.encoders import GraphEncoder
+from lora_workbench.nodes.host.text_encoders import literal_tokens
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
@@ -45,6 +48,29 @@ def test_brackets_in_a_caption_are_letters_and_not_prompt_weights(kind):
     weighted = at_inference(clip, caption)
     assert torch.equal(ours["cross_attn"], escaped["cross_attn"])
     assert not torch.equal(ours["cross_attn"], weighted["cross_attn"])
+
+
+@pytest.mark.parametrize("caption", ["a (red:1.5) circle, (zork)", r"a \(red\) circle", "a red circle"])
+def test_brackets_are_letters_to_tokenizers_of_chat_models_too(caption):
+    """Qwen-Image's disables weights itself and refuses to be told."""
+    clip = hosttoys.clip("sdxl").clone()
+    clip.tokenizer = comfy.text_encoders.qwen_image.QwenImageTokenizer()
+    with pytest.raises(TypeError, match="disable_weights"):
+        clip.tokenize(caption, disable_weights=True)
+    ((*tokens,),) = literal_tokens(clip, caption).values()
+    assert tokens == clip.tokenize(caption)["qwen25_7b"]
+    assert caption.replace("\\", "") in clip.tokenizer.decode([token for token, _ in tokens[0]])
+
+
+def test_brackets_are_letters_to_tokenizers_that_know_weights_and_cannot_be_told():
+    class Stubborn(comfy.sdxl_clip.SDXLTokenizer):
+        def tokenize_with_weights(self, text, return_word_ids=False):
+            return super().tokenize_with_weights(text, return_word_ids)
+
+    clip, caption = hosttoys.clip("sdxl").clone(), r"a (red:1.5) circle, \(zork\)"
+    told = literal_tokens(clip, caption)
+    clip.tokenizer = Stubborn()
+    assert literal_tokens(clip, caption) == told != clip.tokenize(caption)
 
 
 @pytest.mark.parametrize(("kind", "at_least"), [("sdxl", 154), ("flux", 100)])

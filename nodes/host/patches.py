@@ -1,0 +1,75 @@
+"""What ComfyUI's loader makes of a LoRA file: which weights it changes, and into what."""
+
+from __future__ import annotations
+
+import comfy.lora
+import comfy.utils
+import torch
+from comfy.weight_adapter import LoRAAdapter, OFTAdapter
+from comfy.weight_adapter.base import WeightAdapterBase
+from torch import Tensor, nn
+
+from .weights import CastWeights
+
+
+def key_map(model, clip) -> dict[str, object]:
+    """Every name under which ComfyUI's loader knows a weight -> the weight's key, or (key, (side, start, length))."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    return keys if clip is None else comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+
+
+def holder(key: str, model, clip):
+    """The patcher of the model that has a weight."""
+    return model if clip is None or key.startswith("diffusion_model.") else clip.patcher
+
+
+def base_weight(patcher, key: str) -> Tensor:
+    """A copy of a weight in float32, dequantised and with what is patched onto it, where the model computes."""
+    layer = _layer(patcher, key)
+    weight, bias, ticket = CastWeights().take(layer, torch.empty(0, device=patcher.load_device))
+    copy = weight.clone()
+    CastWeights().give_back(layer, weight, bias, ticket)
+    return copy
+
+
+def zero_weight(patcher, key: str) -> Tensor:
+    """Zeros of a weight's shape, which quantised ones do not have in memory."""
+    layer = _layer(patcher, key)
+    if isinstance(layer, nn.Conv2d):
+        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    elif hasattr(layer, "out_features"):
+        shape = (layer.out_features, layer.in_features)
+    else:
+        shape = layer.weight.shape
+    return torch.zeros(shape, device=patcher.load_device)
+
+
+def change_of(patcher, key: str, patches: list[tuple[object, object]]) -> Tensor:
+    """What the loader changes about a weight by its patches, each with its place in it (None: all), at strength 1."""
+    needed = any(_depends_on_weight(patch) for patch, _ in patches)
+    before = base_weight(patcher, key) if needed else zero_weight(patcher, key)
+    entries = [(1.0, patch, 1.0, *(place or (None, None))) for patch, place in patches]
+    return comfy.lora.calculate_weight(entries, before.clone(), key) - before
+
+
+def place_of(target: object) -> tuple[str, tuple[object, object] | None]:
+    """What a key map leads to: a weight's key and (which part of it, function on the change), None for all of it."""
+    if isinstance(target, str):
+        return target, None
+    key, part, *function = target
+    return key, (part, function[0] if function else None)
+
+
+def magnitude_of(patch: WeightAdapterBase) -> Tensor | None:
+    """The dora_scale of a patch, which its classes keep at different places."""
+    return patch.weights[4] if isinstance(patch, LoRAAdapter) else patch.weights[-1]
+
+
+def _layer(patcher, key: str) -> nn.Module:
+    return comfy.utils.get_attr(patcher.model, key.removesuffix(".weight"))
+
+
+def _depends_on_weight(patch: object) -> bool:
+    if not isinstance(patch, WeightAdapterBase):
+        return patch[0] != "diff"
+    return isinstance(patch, OFTAdapter) or magnitude_of(patch) is not None

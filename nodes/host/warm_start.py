@@ -1,0 +1,167 @@
+"""Training that begins where a LoRA file ends, whoever made the file.
+
+It is read as ComfyUI's loader reads it, so every form of key that works there works here (kohya's, diffusers', peft's,
+ComfyUI's own), alpha counts, and step 0 answers as the loader does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comfy.lora
+import comfy.lora_convert
+import torch
+from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
+from torch import Tensor
+
+from ...training.lora import Adapter, Adapters
+from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
+from .loras import read_lora
+from .patches import change_of, holder, key_map, magnitude_of, place_of
+
+NAMED = 3
+"""So many layers are called by name before the rest is counted."""
+TENSOR = re.compile(
+    r"(\.(lora_(up|down|mid|A|B)|lora\.(up|down)|lora_linear_layer\.(up|down)|hada_\w+|lokr_\w+)|_lora\.(up|down)"
+    r"|\.(oft_blocks|rescale|alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|reshape_weight))(\.default)?(\.weight)?$"
+)
+"""How the name of a layer's tensor ends in a file."""
+Patches = list[tuple[object, tuple[object, object] | None]]
+
+
+def warm_start(adapters: Adapters, model, clip, path: Path) -> str:
+    """Let the adapters begin as the file ends, and say in a line how much of it they took over.
+
+    Call it before the adapters are attached. `clip` may be None; then layers of text encoders are left out. ValueError
+    when the file cannot be read, fits the model nowhere, or is of a kind that these adapters cannot begin as.
+    """
+    file, keys = Path(path).name, key_map(model, clip)
+    lora = comfy.lora_convert.convert_lora(read_lora(path))
+    with torch.no_grad():
+        by_weight = _by_weight(comfy.lora.load_lora(lora, keys, log_missing=False))
+        if not by_weight:
+            raise ValueError(f"'{file}' has no layer that fits this model: choose a LoRA of its family to start from.")
+        report = _Report(file)
+        for adapter in adapters:
+            weight, _ = place_of(keys.get(adapter.key, ("", None)))
+            if patches := by_weight.pop(weight, None):
+                report.add(adapter, *_start(adapter, weight, patches, holder(weight, model, clip), file))
+    unknown = {TENSOR.sub("", name) for name in lora} - keys.keys()
+    left_out = [_short(weight) for weight in by_weight] + sorted(unknown)
+    if not report.taken:
+        raise ValueError(
+            f"'{file}' changes other layers than those that are trained ({_listed(left_out)}): choose other layers."
+        )
+    return report.line(left_out)
+
+
+@dataclass
+class _Report:
+    """What became of the file, added up."""
+
+    file: str
+    taken: int = 0
+    kept: float = 0.0
+    whole: float = 0.0
+    ranks: set[int] = field(default_factory=set)
+
+    def add(self, adapter: Adapter, kept: float, whole: float) -> None:
+        self.taken += 1
+        self.kept, self.whole = self.kept + kept, self.whole + whole
+        self.ranks.add(adapter.kind.rank(adapter.tensors))
+
+    def line(self, left_out: list[str]) -> str:
+        """The report in words."""
+        share = (self.kept / self.whole) ** 0.5 if self.whole else 1.0
+        ranks = ", ".join(map(str, sorted(self.ranks)))
+        effect = "with all of its effect" if share > 1 - 1e-6 else f"which keeps {100 * share:.4g} % of its effect"
+        layers = "1 layer" if self.taken == 1 else f"{self.taken} layers"
+        line = f"Started from '{self.file}': {layers} at rank {ranks}, {effect}"
+        return f"{line}; not trained here and left out: {_listed(left_out)}." if left_out else f"{line}."
+
+
+def _by_weight(patches: dict[object, object]) -> dict[str, Patches]:
+    """The loader's patches, gathered by the weight they change, in its order."""
+    gathered: dict[str, Patches] = {}
+    for target, patch in patches.items():
+        key, place = place_of(target)
+        gathered.setdefault(key, []).append((patch, place))
+    return gathered
+
+
+def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> tuple[float, float]:
+    """Begin one adapter; the squared norms of what is kept of the change and of all of it."""
+    (patch, place), *others = patches
+    if not others and place is None and (said := _entries(patch)) and start_same_kind(adapter, *said):
+        size = adapter.kind.norm(adapter.tensors, adapter.scale).item() ** 2
+        return size, size
+    if "down" not in adapter.tensors:
+        raise ValueError(
+            f"'{file}' has layer '{adapter.name}' in another kind or at a higher rank than is trained here, "
+            f"where only a LoRA or a DoRA could begin: set the kind to lora, or start from nothing."
+        )
+    shape = (adapter.up.shape[1] if adapter.up.ndim == 2 else len(adapter.up), adapter.down[0].numel())
+    factors = [_factors(patch, place, shape) for patch, place in patches]
+    if all(factors):
+        total = factors[0]
+        for other in factors[1:]:
+            total = total.plus(other)
+        return start_low_rank(adapter, total)
+    change = change_of(patcher, key, patches).flatten(1)
+    total, whole = factors_of(change, len(adapter.down))
+    kept, _ = start_low_rank(adapter, Factors(total.up.cpu(), total.down.cpu()))
+    return kept, whole
+
+
+def _factors(patch: object, place: tuple[object, object] | None, shape: tuple[int, int]) -> Factors | None:
+    """A plain LoRA's patch as factors of the whole weight's change; None for anything else."""
+    if not isinstance(patch, LoRAAdapter) or (place and place[1] is not None):
+        return None
+    up, down, alpha, mid, magnitude, reshape = patch.weights
+    if mid is not None or magnitude is not None or reshape is not None:
+        return None
+    down = down.flatten(1).float()
+    factors = Factors(up.flatten(1).float() * _scale(alpha, len(down)), down)
+    if place is None:
+        return factors
+    side, start, _ = place[0]
+    return factors.placed(shape, side, start) if side < 2 else None
+
+
+def _entries(patch: object) -> tuple[dict[str, Tensor], float] | None:
+    """A patch as the tensors of a file and the factor the loader gives them; None for what no kind here has."""
+    if isinstance(patch, LoRAAdapter):
+        up, down, alpha, mid, magnitude, reshape = patch.weights
+        entries = {"lora_up.weight": up, "lora_down.weight": down, "dora_scale": magnitude}
+        fits = mid is None and reshape is None and magnitude is not None
+        return (entries, _scale(alpha, len(down))) if fits else None
+    if not isinstance(patch, (LoHaAdapter, LoKrAdapter, OFTAdapter)) or magnitude_of(patch) is not None:
+        return None
+    if isinstance(patch, LoHaAdapter):
+        w1_a, w1_b, alpha, w2_a, w2_b, t1, t2, _ = patch.weights
+        entries = {"hada_w1_a": w1_a, "hada_w1_b": w1_b, "hada_w2_a": w2_a, "hada_w2_b": w2_b}
+        return (entries, _scale(alpha, len(w1_b))) if t1 is None and t2 is None else None
+    if isinstance(patch, LoKrAdapter):
+        w1, w2, alpha, w1_a, w1_b, w2_a, w2_b, t2, _ = patch.weights
+        names = ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
+        parts = dict(zip(names, (w1, w2, w1_a, w1_b, w2_a, w2_b), strict=True))
+        rank = next((len(rows) for rows in (w2_b, w1_b) if rows is not None), None)
+        entries = {name: tensor for name, tensor in parts.items() if tensor is not None}
+        return (entries, _scale(alpha, rank) if rank else 1.0) if t2 is None else None
+    blocks, rescale, alpha, _ = patch.weights
+    return ({"oft_blocks": blocks}, alpha or 0.0) if rescale is None else None
+
+
+def _scale(alpha: float | None, rank: int) -> float:
+    return 1.0 if alpha is None else alpha / rank
+
+
+def _short(weight: str) -> str:
+    return weight.removeprefix("diffusion_model.").removesuffix(".weight")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"

@@ -230,13 +230,6 @@ def _intervals() -> list[io.Input]:
     return [
         _number("preview_every", 0, 1_000_000, "Steps between two previews. 0 = at every checkpoint."),
         _number("validate_every", 0, 1_000_000, "Steps between two tests on held-out pictures. 0 = at checkpoints."),
-        _number(
-            "stop_after_minutes",
-            0.0,
-            100_000.0,
-            "Fit steps and schedule to this time, once the speed is measured. 0 = no limit.",
-            step=1.0,
-        ),
     ]
 
 

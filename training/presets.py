@@ -43,6 +43,7 @@ from .config import (
 )
 from .config import AUTOMATIC as FROM_PRESET
 from .families import ATTENTION_AND_FEED_FORWARD, Family
+from .optimizer import require
 from .schedule import CONSTANT, warmup_steps
 
 AUTOMATIC, ON, OFF, EVERY_SECOND = "automatic", "on", "off", "every second block"
@@ -149,8 +150,6 @@ class ExpertSettings:
     """Steps between two rows of previews, rounded to checkpoints; 0 draws them at every checkpoint."""
     validate_every: int = 0
     """Steps between two validations; 0 validates at every checkpoint."""
-    stop_after_minutes: float = 0.0
-    """The time the training may take; steps, schedule and intervals are fitted to it. 0 sets no limit."""
 
     offload: float = -1.0
     """The share of the model's weights that is streamed to the device instead of kept there; -1 is automatic."""
@@ -162,7 +161,6 @@ class ExpertSettings:
         within("average_last", self.average_last, 0, 100)
         within("preview_every", self.preview_every, 0, 1_000_000)
         within("validate_every", self.validate_every, 0, 1_000_000)
-        within("stop_after_minutes", self.stop_after_minutes, 0, 100_000)
         if self.offload != -1:
             within("offload", self.offload, 0, 1)
 
@@ -215,7 +213,9 @@ def plan(
     seed: int = 0,
     regularization: int = 0,
 ) -> Plan:
-    """The run for `pictures` pictures; 0 derives a value from the preset. ValueError names what is out of range.
+    """The run for `pictures` pictures; 0 derives a value from the preset.
+
+    ValueError names what is out of range, or the Python package that the optimizer lacks.
 
     Pictures for `regularization` take steps of their own, so that each of the others is still seen as often.
     """
@@ -237,6 +237,7 @@ def plan(
             TextConfig, encoder_rate=settings.text_encoder_rate, encoder_stop=settings.text_encoder_stop
         ),
     )
+    require(train.optimizer)
     lora = settings.part(LoraConfig, rank=rank or purpose.rank)
     if save_every < 0:
         raise ValueError(f"save_every is {save_every}, but must be 0 (derive it) or more.")
@@ -284,7 +285,7 @@ def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save
     seconds, whole = 60 * minutes, plan.train.steps
     if seconds_per_step + seconds_per_save > seconds:
         raise ValueError(
-            f"stop_after_minutes is {minutes:g}, but one step and one checkpoint take "
+            f"stop_after is {minutes:g} minutes, but one step and one checkpoint take "
             f"{(seconds_per_step + seconds_per_save) / 60:.1f} minutes: allow more time."
         )
     saves = -(-whole // plan.save_every)

@@ -4,9 +4,16 @@ from dataclasses import asdict
 
 import pytest
 
-from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
+from lora_workbench.training import optimizer
+from lora_workbench.training.config import OPTIMIZERS, LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.families import FAMILIES, FLUX, SDXL
 from lora_workbench.training.presets import LEARNING_RATE, PRESETS, ExpertSettings, fitted, plan, rounded
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch):
+    """Every optimizer can be planned, whatever is installed."""
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: name)
 
 
 def planned(preset="character", family=SDXL, pictures=20, settings=None, **given):
@@ -75,7 +82,7 @@ OTHER = {
 }
 """A value for each setting that is neither a number that can be one larger nor a line of text."""
 RENAMED = {"text_encoder_rate": "encoder_rate", "text_encoder_stop": "encoder_stop"}
-READ_BY_NAME = {"checkpointing", "save_precision", "stop_after_minutes", "offload", "compile"}
+READ_BY_NAME = {"checkpointing", "save_precision", "offload", "compile"}
 """What is no part of the plan: the job reads it from the settings."""
 
 
@@ -164,7 +171,7 @@ def test_a_style_is_trained_more_at_low_noise_where_noise_levels_are_uniform_and
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate"),
+    ("name", "rate"),
     [
         ("adamw", 1e-4),
         ("adamw 8-bit", 1e-4),
@@ -174,15 +181,15 @@ def test_a_style_is_trained_more_at_low_noise_where_noise_levels_are_uniform_and
         ("schedule-free", 2e-4),
     ],
 )
-def test_each_optimizer_gets_the_learning_rate_it_needs_and_a_given_one_wins(optimizer, rate):
-    settings = ExpertSettings(optimizer=optimizer)
+def test_each_optimizer_gets_the_learning_rate_it_needs_and_a_given_one_wins(name, rate):
+    settings = ExpertSettings(optimizer=name)
     assert planned(settings=settings).train.learning_rate == rate
     assert planned(settings=settings, learning_rate=0.002).train.learning_rate == 0.002
 
 
 def test_a_step_over_more_pictures_is_larger_by_the_square_root_and_prodigys_is_not():
-    def rate(batch_size, optimizer="adamw"):
-        return planned(settings=ExpertSettings(batch_size=batch_size, optimizer=optimizer)).train.learning_rate
+    def rate(batch_size, name="adamw"):
+        return planned(settings=ExpertSettings(batch_size=batch_size, optimizer=name)).train.learning_rate
 
     assert [rate(size) for size in (1, 4, 9, 16, 100)] == [1e-4, 2e-4, 3e-4, 4e-4, 4e-4]
     assert rate(16, "prodigy") == 1.0
@@ -202,9 +209,9 @@ def test_a_combination_that_is_seldom_meant_is_said_in_the_plan(settings, rate, 
     assert made.notes[0].endswith(".")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw 8-bit", "adafactor", "prodigy", "lion", "schedule-free"])
-def test_what_is_derived_needs_no_note(optimizer):
-    assert planned(settings=ExpertSettings(optimizer=optimizer)).notes == ()
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_derived_needs_no_note(name):
+    assert planned(settings=ExpertSettings(optimizer=name)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +226,12 @@ def test_a_combination_that_cannot_be_is_one_sentence(settings, start):
     with pytest.raises(ValueError) as error:
         planned(settings=ExpertSettings(**settings))
     assert str(error.value).startswith(start) and str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named_before_anything_is_encoded(monkeypatch):
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="'python -m pip install prodigyopt'"):
+        planned(settings=ExpertSettings(optimizer="prodigy"))
 
 
 # The time box
@@ -257,7 +270,7 @@ def test_a_time_box_that_is_long_enough_changes_nothing():
 
 
 def test_a_time_box_too_short_for_anything_is_one_sentence():
-    with pytest.raises(ValueError, match=r"^stop_after_minutes is 1, but one step and one checkpoint take 1.5 minutes"):
+    with pytest.raises(ValueError, match=r"^stop_after is 1 minutes, but one step and one checkpoint take 1.5 minutes"):
         fitted(planned(), 1, 60, 30)
 
 

@@ -16,6 +16,7 @@ import psutil
 import torch
 from server import PromptServer
 
+from ...training.curve import Smoother
 from ...training.loop import Step
 from ...training.run import TrainingRun, safe_name
 from . import controls, folders
@@ -24,11 +25,10 @@ from .series import Series
 EVENT = "lora_workbench.training"
 INTERVAL = 0.25
 """Seconds between two events at least."""
-MOST_POINTS = {"loss": 400, "smoothed": 400, "validation": 200, "rate": 100}
+MOST_POINTS = {"loss": 400, "validation": 200, "rate": 100}
 MOST_PREVIEWS = 400
 MOST_NOTES = 50
 MOST_RUNS = 16
-SMOOTHING = 0.95
 
 _runs: OrderedDict[tuple[str, str], LiveRun] = OrderedDict()
 _runs_lock = threading.Lock()
@@ -47,12 +47,12 @@ class LiveRun:
         self._facts |= {"done": None, "of": None, "step": 0, "total": None, "seconds_per_step": None}
         self._facts |= {"learning_rate": None, "plan": "", "message": ""}
         self._series = {key: Series(most) for key, most in MOST_POINTS.items()}
-        self._lists: dict[str, list] = {"previews": [], "notes": []}
+        self._lists: dict[str, list] = {"smoothed": [], "previews": [], "notes": []}
         self._sent = dict.fromkeys((*self._series, *self._lists), 0)
         self._number = 0
         self._sent_at = 0.0
         self._timer: threading.Timer | None = None
-        self._smooth = math.nan
+        self._smoother = Smoother()
         self._peak = 0
         self._id = f"{time.time_ns():x}"
 
@@ -86,21 +86,27 @@ class LiveRun:
     def opened(self, run: TrainingRun, total: int | None) -> None:
         """The run on disk that goes on here up to step `total`: what it did before is part of the picture."""
         with self._lock:
-            for number, loss in run.losses():
-                self._add_loss(number, loss)
-            measured = [(0, run.base_validation), *((entry.step, entry.validation) for entry in run.checkpoints())]
-            for number, values in measured:
-                if values:
-                    self._add("validation", number, mean_of(values))
-            for path in sorted((run.folder / "previews").glob("*.png")):
+            for point in run.points():
+                if point.loss is not None:
+                    self._add("loss", point.step, point.loss)
+                    self._smoother.add(point.step, [point.loss], [point.sigma])
+                if point.learning_rate is not None:
+                    self._add("rate", point.step, point.learning_rate)
+            self._smooth()
+            for number, values in run.validations():
+                self._add("validation", number, mean_of(values))
+            for path in sorted((run.folder / "previews").glob("[0-9]*_*.png")):
                 self._add_preview(int(path.name.split("_")[0]), "", path)
+            self._put("notes", [{"step": None, "text": text} for text in run.notes()])
             self._tell(run=run.name, step=run.step, total=total)
 
     def step(self, step: Step, seconds: float) -> None:
         """A step is done; `seconds` is the pace of late."""
         with self._lock:
             if not step.skipped:
-                self._add_loss(step.number, step.loss)
+                self._add("loss", step.number, step.loss)
+                self._smoother.add(step.number, step.losses, step.sigmas)
+                self._smooth()
             self._add("rate", step.number, step.learning_rate)
             facts = {"step": step.number, "seconds_per_step": seconds, "learning_rate": step.learning_rate}
             self._tell(status="training", phase="Training", done=None, of=None, **facts)
@@ -120,11 +126,7 @@ class LiveRun:
     def note(self, text: str) -> None:
         """Something the user should know: a roll-back, a knob that moved."""
         with self._lock:
-            notes = self._lists["notes"]
-            notes.append({"step": self._facts["step"], "text": text})
-            if len(notes) > MOST_NOTES:
-                del notes[0]
-                self._sent["notes"] = 0
+            self._put("notes", [*self._lists["notes"], {"step": self._facts["step"], "text": text}][-MOST_NOTES:])
             self._tell()
 
     def touched(self) -> None:
@@ -142,12 +144,15 @@ class LiveRun:
         if self._series[key].add(step, significant(value)):
             self._sent[key] = 0
 
-    def _add_loss(self, step: int, loss: float) -> None:
-        smooth = self._smooth
-        if math.isfinite(loss):
-            self._smooth = loss if math.isnan(smooth) else SMOOTHING * smooth + (1 - SMOOTHING) * loss
-        self._add("loss", step, loss)
-        self._add("smoothed", step, self._smooth)
+    def _put(self, key: str, values: list) -> None:
+        """Another list in place of the one there is; what both begin with need not be sent again."""
+        before = self._lists[key][: self._sent[key]]
+        if values[: len(before)] != before:
+            self._sent[key] = 0
+        self._lists[key] = values
+
+    def _smooth(self) -> None:
+        self._put("smoothed", [(round(step, 1), significant(loss)) for step, loss in self._smoother.curve()])
 
     def _add_preview(self, step: int, prompt: str, path: Path) -> None:
         shown, address = self._lists["previews"], view_address(path)
@@ -158,9 +163,7 @@ class LiveRun:
         kept = [entry for entry in shown if entry["url"].split("&v=")[0] != file]
         kept.append(preview)
         kept.sort(key=lambda entry: entry["step"])
-        if kept[: len(shown)] != shown or len(kept) > MOST_PREVIEWS:
-            self._sent["previews"] = 0
-        self._lists["previews"] = kept[:1] + kept[1:][-MOST_PREVIEWS + 1 :]
+        self._put("previews", kept[:1] + kept[1:][-MOST_PREVIEWS + 1 :])
 
     def _values(self, key: str) -> list:
         return self._series[key].points if key in self._series else self._lists[key]

@@ -3,6 +3,8 @@ import { app } from "../../../scripts/app.js";
 import { Panel } from "./trainer_panel.js";
 
 const WIDGET = "lora_workbench_panel";
+// What ComfyUI shows by itself on a node that trains: the panel has the same line of text, and the same pictures.
+const SHOWN_TWICE = ["$$node-text-preview", "$$canvas-image-preview"];
 
 app.registerExtension({
   name: "LoraWorkbench.Trainer",
@@ -13,12 +15,23 @@ app.registerExtension({
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
     const widget = node.addDOMWidget(WIDGET, "panel", panel.root, options);
     widget.serialize = false; // keeps it out of the saved widget values as well
-    widget.label = "";
+    node.hideOutputImages = true;
+    hideWidgets(node, SHOWN_TWICE);
     after(node, "onRemoved", () => panel.stop());
-    // The node's id and name are known once the saved graph is read.
+    // The node's id and name are known once the saved graph is read. What ComfyUI has cached sends no events of ours.
     after(node, "onConfigure", () => setTimeout(() => panel.live.refreshSoon()));
+    after(node, "onExecuted", () => panel.live.refreshSoon());
   },
 });
+
+/** Keeps widgets of these names, which are added later, out of sight. */
+function hideWidgets(node, names) {
+  const add = node.addCustomWidget;
+  node.addCustomWidget = function (widget) {
+    if (names.includes(widget.name)) widget.hidden = (widget.options ??= {}).hidden = true;
+    return add.call(this, widget);
+  };
+}
 
 /** Does something more when the node's `name` is called. */
 function after(node, name, act) {

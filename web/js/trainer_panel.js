@@ -103,8 +103,9 @@ export class Panel {
     this.showNotes(state.notes);
     this.planBox.hidden = !state.plan;
     this.plan.textContent = state.plan;
-    if (this.planFor !== state.id) this.planBox.open = state.status === "preparing";
-    this.planFor = state.id;
+    const prepares = state.status === "preparing";
+    if (prepares !== this.prepares) this.planBox.open = prepares; // else as the user left it
+    this.prepares = prepares;
     const asked = state.asked.map((action) => ASKED[action]).join(" ");
     const pausing = state.paused && state.status !== "paused" ? "Pausing after this step …" : "";
     this.say(state.message || asked || pausing, state.status === "failed");
@@ -112,10 +113,10 @@ export class Panel {
   }
 
   showNotes(notes) {
-    const lines = notes.map(({ step, text }) => element("li", {}, element("b", {}, `step ${count(step)}`), ` ${text}`));
+    const lines = notes.map(({ step, text }) => element("li", {}, element("b", {}, when(step)), ` ${text}`));
     const newest = lines.slice(-SHOWN_NOTES);
     this.notes.replaceChildren(...newest);
-    this.notes.title = notes.map(({ step, text }) => `step ${step}: ${text}`).join("\n");
+    this.notes.title = notes.map(({ step, text }) => `${when(step)} ${text}`).join("\n");
     this.notes.hidden = !notes.length;
   }
 
@@ -175,6 +176,8 @@ export class Panel {
       });
   }
 }
+
+const when = (step) => (step == null ? "earlier" : `step ${count(step)}`);
 
 function memoryWords(memory) {
   if (!memory) return "";

@@ -33,7 +33,7 @@ export function bytes(number) {
 
 /** What happens, and how far it is: "Training · step 120 of 1,000". */
 export function headline(state) {
-  const { status, phase, step, total } = state;
+  const { status, phase, step = 0, total } = state;
   const steps = total ? `step ${count(step)} of ${count(total)}` : `step ${count(step)}`;
   const parts = {
     idle: ["Not trained yet"],

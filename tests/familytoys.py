@@ -39,6 +39,15 @@ UNET = {
     "num_heads": 2,
     "num_head_channels": -1,
 }
+FULL_UNET = {
+    **UNET,
+    "model_channels": 320,
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "num_heads": 8,
+}
 FLUX_LIKE = {
     "in_channels": 16,
     "out_channels": 16,

@@ -1,5 +1,6 @@
 """The numbers of diffusers' training scripts, and files that diffusers reads: checks against code we did not write."""
 
+import familytoys
 import hosttoys
 import pytest
 import torch
@@ -7,12 +8,12 @@ import torch.nn.functional as F
 
 from lora_workbench.training import objective as asking
 from lora_workbench.training.config import LoraConfig, ObjectiveConfig
-from lora_workbench.training.families import FLUX, SDXL
+from lora_workbench.training.families import FLUX, SD15, SDXL
 from lora_workbench.training.lora import Adapters, Part
 from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.noise import noise_like
-from lora_workbench.training.timesteps import resolution_shift, with_odds
 from lora_workbench.training.objective import Objective
+from lora_workbench.training.timesteps import resolution_shift, with_odds
 from toyworld.node_pack import models
 
 pytestmark = pytest.mark.comfy
@@ -22,9 +23,14 @@ SEED, NUMBER = 3, 1
 SDXL_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
+def toys(kind):
+    """The helper that makes models and batches of this kind."""
+    return familytoys if kind in familytoys.KINDS else hosttoys
+
+
 def ours(kind):
     """Loss and adapter gradients of one of our batches, and what the network was given for it."""
-    denoiser = hosttoys.loaded(hosttoys.model(kind))
+    denoiser = hosttoys.loaded(toys(kind).model(kind))
     adapters = hosttoys.attach(denoiser)
     given = []
     handle = denoiser.network.register_forward_pre_hook(
@@ -32,7 +38,7 @@ def ours(kind):
     )
     objective = Objective(ObjectiveConfig(), SEED)
     with denoiser.adapted():
-        loss = objective.losses(denoiser, objective.question(denoiser, hosttoys.Batches(kind)[NUMBER], NUMBER)).mean()
+        loss = objective.losses(denoiser, objective.question(denoiser, toys(kind).Batches(kind)[NUMBER], NUMBER)).mean()
         loss.backward()
     handle.remove()
     return denoiser, adapters, loss.item(), [tensor.grad.clone() for tensor in adapters.parameters()], given[0]
@@ -57,12 +63,14 @@ def assert_same(our_loss, our_gradients, their_loss, their_gradients):
 # Loss and gradients
 
 
-@pytest.mark.parametrize(("kind", "prediction"), [("sdxl", "epsilon"), ("sdxl_vpred", "v_prediction")])
-def test_sdxls_loss_and_gradients_are_those_of_diffusers_training_script(kind, prediction):
-    """train_text_to_image_lora_sdxl.py: add_noise, then noise or get_velocity as the target, mean squared error."""
+@pytest.mark.parametrize(
+    ("kind", "prediction"), [("sdxl", "epsilon"), ("sdxl_vpred", "v_prediction"), ("sd15", "epsilon")]
+)
+def test_the_loss_and_gradients_of_sdxl_and_sd15_are_those_of_diffusers_training_scripts(kind, prediction):
+    """train_text_to_image_lora(_sdxl).py: add_noise, then noise or get_velocity as the target, mean squared error."""
     denoiser, adapters, our_loss, our_gradients, ((network_input, time), named) = ours(kind)
     scheduler = diffusers.DDPMScheduler(**SDXL_NOISE, prediction_type=prediction)
-    batch = hosttoys.Batches(kind)[NUMBER]
+    batch = toys(kind).Batches(kind)[NUMBER]
     noise = noise_like(batch.latents, SEED, "noise", NUMBER)
     steps = time.round().long()
     noisy = scheduler.add_noise(batch.latents, noise, steps)
@@ -91,6 +99,38 @@ def test_fluxs_loss_and_gradients_are_those_of_diffusers_training_script(monkeyp
     torch.testing.assert_close(network_input, noisy, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(time, scheduler.timesteps[places] / 1000, rtol=1e-6, atol=1e-6)
     assert_same(our_loss, our_gradients, *theirs(denoiser, adapters, noisy, time, named, noise - batch.latents))
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd35"])
+def test_sd3s_loss_and_gradients_are_those_of_diffusers_training_script(kind, monkeypatch):
+    """train_dreambooth_lora_sd3.py: (1 - sigma) x + sigma n, time 1000 sigma, mean squared error.
+
+    With `--precondition_outputs`, its default, it compares x_t - sigma v with x and weighs by sigma^-2; without, v with
+    n - x. Both are one loss.
+    """
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    places = torch.tensor([850, 300])  # of its 1,000 levels
+    sigma = scheduler.sigmas[places]
+    monkeypatch.setattr(asking, "training_sigmas", lambda *_: sigma)
+    denoiser, adapters, our_loss, our_gradients, ((network_input, time), named) = ours(kind)
+    batch = familytoys.Batches(kind)[NUMBER]
+    noise = noise_like(batch.latents, SEED, "noise", NUMBER)
+    noisy = scheduler.scale_noise(batch.latents, scheduler.timesteps[places], noise)
+    torch.testing.assert_close(network_input, noisy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(time, scheduler.timesteps[places], rtol=1e-6, atol=1e-3)
+    assert_same(our_loss, our_gradients, *theirs(denoiser, adapters, noisy, time, named, noise - batch.latents))
+    with denoiser.adapted(), torch.no_grad():
+        answer = denoiser.network(noisy, time, **named)
+    level = sigma.view(-1, 1, 1, 1)
+    preconditioned = level**-2 * (noisy - level * answer - batch.latents).square()
+    assert preconditioned.mean().item() == pytest.approx(our_loss, rel=1e-4)
+
+
+def test_the_levels_of_an_sd3_model_are_those_of_diffusers_schedule():
+    """ModelSamplingDiscreteFlow with shift 3, as SD 3's checkpoints are sampled."""
+    sampling = familytoys.model("sd3").model.model_sampling
+    expected = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas[:1000].flip(0)
+    torch.testing.assert_close(sampling.sigmas, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [256, 512, 768, 1024, 1536])
@@ -177,6 +217,21 @@ def test_every_layer_of_a_full_size_sdxl_lora_finds_its_place_in_diffusers_unet(
         {name.removeprefix("unet."): tensor for name, tensor in converted.items()}
     )
     assert_fits(tensors, unet, layers)
+
+
+def test_every_layer_of_a_full_size_sd15_lora_finds_its_place_in_diffusers_unet():
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    network = UNetModel(**familytoys.FULL_UNET, device="meta", operations=comfy.ops.disable_weight_init)
+    tensors = full_size_tensors(SD15, network)
+    unet = without_memory(lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768))
+    layers = len(tensors) // 3
+    assert layers == 16 * 10
+    converted, _ = diffusers.StableDiffusionPipeline.lora_state_dict(dict(tensors), unet_config=unet.config)
+    names = {name.removeprefix("unet."): tensor for name, tensor in converted.items()}
+    assert_fits(convert_unet_state_dict_to_peft(names), unet, layers)
 
 
 def test_every_layer_of_a_full_size_flux_lora_finds_its_place_in_diffusers_transformer(flux_tensors):

@@ -47,9 +47,9 @@ class Previews:
         self._row(None, progress)
 
     def show(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Make the pictures of a checkpoint and show the first on the node."""
-        pictures = self._row(checkpoint, progress)
-        progress.show(pictures[0])
+        """Make the pictures of a checkpoint and show the first on the node; averages are left to the picker."""
+        if not checkpoint.average:
+            progress.show(self._row(checkpoint, progress)[0])
 
     def show_unsaved(
         self, snapshot: Snapshot, write_lora: Callable[[Path, Snapshot], None], progress: Progress
@@ -69,6 +69,12 @@ class Previews:
         headings = ["untrained"] + [f"step {checkpoint.step}" for checkpoint in shown]
         rows = [[column[number] for column in columns] for number in range(len(self._prompts))]
         return labelled_grid(rows, headings, self._prompts)
+
+    def rows(self, checkpoints: Sequence[Checkpoint]) -> list[tuple[str, list[tuple[int, Path]]]]:
+        """For each prompt the pictures that there are, with their steps, the untrained base's first."""
+        places = [(0, None), *((checkpoint.step, checkpoint) for checkpoint in checkpoints)]
+        rows = [(prompt, [(step, self._path(entry, prompt)) for step, entry in places]) for prompt in self._prompts]
+        return [(prompt, [(step, path) for step, path in row if path.is_file()]) for prompt, row in rows]
 
     def _row(self, checkpoint: Checkpoint | None, progress: Progress) -> list[Image.Image]:
         step = checkpoint.step if checkpoint else 0

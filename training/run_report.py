@@ -88,7 +88,7 @@ def page(run: TrainingRun, findings: Findings) -> str:
     sections = [
         _head(run, findings, choice),
         _facts(run, findings),
-        _section("Previews", _strip(findings)),
+        _section("Previews", _strip(findings, choice.checkpoint.step)),
         _section("Loss", _loss(run)),
         _section("Checkpoints", _checkpoints(findings.checkpoints, choice.checkpoint.step)),
         _section("Held-out pictures", _validation(run)),
@@ -148,11 +148,11 @@ def _facts(run: TrainingRun, findings: Findings) -> str:
     return f"<dl class='facts'>{rows}</dl>"
 
 
-def _strip(findings: Findings) -> str:
-    """A row of pictures for each prompt; of many steps the first, the last and an even spread between them."""
+def _strip(findings: Findings, picked: int) -> str:
+    """A row of pictures for each prompt; of many steps the first, the last, the picked one and a spread of others."""
     rows = []
     for prompt, pictures in findings.previews:
-        chosen = _spread(list(pictures), MOST_COLUMNS)
+        chosen = _spread(list(pictures), picked)
         rows.append(f"<tr><th class='prompt' colspan='{len(chosen)}'>{escape(prompt)}</th></tr>")
         headings = "".join(f"<th>{f'step {step}' if step else 'untrained'}</th>" for step, _ in chosen)
         cells = "".join(
@@ -162,10 +162,17 @@ def _strip(findings: Findings) -> str:
     return f"<div class='scroll'><table class='strip'>{''.join(rows)}</table></div>" if rows else ""
 
 
-def _spread(pictures: list, most: int) -> list:
-    if len(pictures) <= most:
+def _spread(pictures: list, picked: int) -> list:
+    """At most `MOST_COLUMNS` of (step, file), the picked step always among them."""
+    if len(pictures) <= MOST_COLUMNS:
         return pictures
-    return [pictures[round(number * (len(pictures) - 1) / (most - 1))] for number in range(most)]
+    last = len(pictures) - 1
+    places = {round(number * last / (MOST_COLUMNS - 1)) for number in range(MOST_COLUMNS)}
+    wanted = [place for place, (step, _) in enumerate(pictures) if step == picked and place not in places]
+    if wanted:
+        nearest = min(places - {0, last}, key=lambda place: abs(place - wanted[0]))
+        places = places - {nearest} | {wanted[0]}
+    return [pictures[place] for place in sorted(places)]
 
 
 def _loss(run: TrainingRun) -> str:
@@ -173,7 +180,7 @@ def _loss(run: TrainingRun) -> str:
     if not points:
         return ""
     validation = [(step, mean_of(values)) for step, values in run.validations()]
-    chart = loss_chart([point[:2] for point in points], validation, "Loss by step")
+    chart = loss_chart([point[:2] for point in points], validation, "Loss by step", curve.smoothed(points))
     return _image(chart, CHART_WIDTH, "Loss by step", "wide") + f"<p>{escape(curve.diagnose(points).sentence)}</p>"
 
 

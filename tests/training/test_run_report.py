@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lora_workbench.training import curve
 from lora_workbench.training.loop import Snapshot, Step
 from lora_workbench.training.metrics import Point
 from lora_workbench.training.run import TrainingRun
-from lora_workbench.training.run_report import FILE, Findings, page, write
+from lora_workbench.training.run_report import FILE, MOST_COLUMNS, Findings, _spread, page, write
 from lora_workbench.training.whole_file import write_atomically
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
@@ -115,6 +116,13 @@ def test_pictures_are_small_enough_to_send(run, findings):
     assert sizes[0] == (256, 256) and sizes.count((256, 256)) == 7
     assert (1600, 1066) in sizes or (1600, 1067) in sizes
     assert len(page(run, findings)) < 400_000
+
+
+def test_the_picked_step_is_always_among_the_previews():
+    pictures = [(step, Path()) for step in range(0, 2100, 100)]
+    for picked in range(0, 2100, 100):
+        steps = [step for step, _ in _spread(pictures, picked)]
+        assert len(steps) == MOST_COLUMNS and {0, picked, 2000} <= set(steps) and steps == sorted(steps)
 
 
 def picture_of(source: str) -> Image.Image:

@@ -22,8 +22,11 @@ HOST = {
     "server",
 }
 ALLOWED = {"torch", "numpy", "PIL", "safetensors", "peft"} | set(sys.stdlib_module_names)
-WHERE_USED = {"transformers", "timm", "onnxruntime", "huggingface_hub"}
-"""What captioning may import too, but only inside the functions that need it."""
+WHERE_USED = {
+    "captioning": {"transformers", "timm", "onnxruntime", "huggingface_hub"},
+    "training": {"transformers", "bitsandbytes", "prodigyopt"},
+}
+"""What each folder may import too, but only inside the functions that need it."""
 
 
 def sources(folder: str) -> list[Path]:
@@ -57,16 +60,18 @@ def broken(folder: str, forbidden) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["training", "captioning"])
 def test_the_core_imports_only_what_it_declares(folder):
-    allowed = ALLOWED | {"." + folder} | (WHERE_USED if folder == "captioning" else set())
+    allowed = ALLOWED | {"." + folder} | WHERE_USED[folder]
     assert broken(folder, lambda start, whole: start not in allowed) == []
 
 
-def test_captioning_imports_its_extras_only_where_they_are_used():
+@pytest.mark.parametrize("folder", WHERE_USED)
+def test_the_core_imports_its_extras_only_where_they_are_used(folder):
     at_the_top = [
         f"{path.name}: {ast.unparse(node)}"
-        for path in sources("captioning")
+        for path in sources(folder)
         for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, (ast.Import, ast.ImportFrom)) and WHERE_USED & set(re.findall(r"\w+", ast.unparse(node)))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and WHERE_USED[folder] & set(re.findall(r"\w+", ast.unparse(node)))
     ]
     assert at_the_top == []
 

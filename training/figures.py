@@ -12,8 +12,16 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 90, 30, 56, 56
 SMOOTHING = 0.95
 
 
-def loss_chart(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], title: str) -> Image.Image:
-    """Training loss by step, raw and smoothed, and the held-out loss where it was measured."""
+def loss_chart(
+    losses: Sequence[tuple[int, float]],
+    validation: Sequence[tuple[int, float]],
+    title: str,
+    smooth: Sequence[tuple[float, float]] = (),
+) -> Image.Image:
+    """Training loss by step, raw and smoothed, and the held-out loss where it was measured.
+
+    `smooth` is the curve to draw over the raw losses, such as `curve.smoothed`; without it their moving average is.
+    """
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
     losses, validation = finite(losses), finite(validation)
@@ -23,7 +31,7 @@ def loss_chart(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
     if not losses:
         draw.text((LEFT, HEIGHT // 2), "No step has been trained yet.", fill=INK, font=ImageFont.load_default(16))
         return image
-    smooth = smoothed(losses)
+    smooth = finite(smooth) or moving_average(losses)
     low, high = _range(losses, (*smooth, *validation))
     steps = max(1, *(step for step, _ in (*losses, *validation)))
 
@@ -42,12 +50,12 @@ def loss_chart(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
     return image
 
 
-def finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that can be drawn."""
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 
-def smoothed(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def moving_average(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """The exponential moving average, corrected for its start as Adam's moments are (Kingma & Ba 2014, section 3)."""
     average, points = 0.0, []
     for count, (step, loss) in enumerate(losses, start=1):

@@ -1,4 +1,4 @@
-"""Noise levels, noisy latents and targets: what the network is asked to undo.
+"""Noise, noisy latents and targets: what the network is asked to undo.
 
 `sigma` is a noise level as the k-diffusion family of samplers uses it. The three predictions are
 
@@ -21,15 +21,12 @@ can disturb it.
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPS, V, FLOW = "eps", "v", "flow"
-VALIDATION_FRACTIONS = (0.15, 0.38, 0.62, 0.85)
-"""How far along the schedule the fixed levels of validation lie, from clean (0) to noise (1)."""
 
 
 def generator(seed: int, purpose: str, number: int) -> torch.Generator:
@@ -65,38 +62,6 @@ def multires(noise: Tensor, iterations: int, discount: float, rng: torch.Generat
     return total / total.std()
 
 
-def training_sigmas(table: Tensor | None, count: int, size: tuple[int, int], seed: int, number: int) -> Tensor:
-    """Noise levels (count,) for one batch.
-
-    With a table (eps and v models: their 1,000 levels) each entry is equally likely. Without one (flow) the
-    level is logit-normal, shifted for the size of the picture as FLUX is (`shifted`).
-    """
-    rng = generator(seed, "sigma", number)
-    if table is not None:
-        return table[torch.randint(len(table), (count,), generator=rng)].float()
-    return shifted(torch.sigmoid(torch.randn(count, generator=rng)), size)
-
-
-def validation_sigmas(table: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """The four fixed noise levels (4,) at which checkpoints are compared."""
-    fractions = torch.tensor(VALIDATION_FRACTIONS)
-    if table is not None:
-        return table[(fractions * (len(table) - 1)).round().long()].float()
-    return shifted(fractions, size)
-
-
-def shifted(sigma: Tensor, size: tuple[int, int]) -> Tensor:
-    """Flow levels moved towards noise as the picture grows: e^mu s / (1 + (e^mu - 1) s).
-
-    mu is the line through (256 tokens, 0.5) and (4096 tokens, 1.15), one token per 16 x 16 pixels (Black Forest
-    Labs' FLUX.1 sampling code, `get_lin_function` and `time_shift`).
-    """
-    width, height = size
-    tokens = (width // 16) * (height // 16)
-    shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def mix(prediction: str, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """The noisy latents (B, C, h, w) at noise levels `sigma` (B,)."""
     level = per_sample(sigma, latents)
@@ -115,18 +80,6 @@ def target(prediction: str, latents: Tensor, noise: Tensor, sigma: Tensor) -> Te
         level = per_sample(sigma, latents)
         return (noise - level * latents) / (level**2 + 1).sqrt()
     raise ValueError(f"Prediction type '{prediction}' cannot be trained: it must be eps, v or flow.")
-
-
-def loss_per_sample(predicted: Tensor, wanted: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample (B,), in float32; with masks (B, 1, h, w) the mean over what they leave.
-
-    So a small masked part teaches as strongly as a whole picture; a mask that leaves nothing gives 0.
-    """
-    error = (predicted.float() - wanted.float()).square()
-    if masks is None:
-        return error.flatten(1).mean(1)
-    counted = masks.to(error).expand_as(error)
-    return (error * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def per_sample(sigma: Tensor, latents: Tensor) -> Tensor:

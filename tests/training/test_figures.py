@@ -15,7 +15,7 @@ from lora_workbench.training.figures import (
     finite,
     labelled_grid,
     loss_chart,
-    smoothed,
+    moving_average,
     ticks,
 )
 
@@ -55,6 +55,16 @@ def test_whatever_there_is_to_draw_gives_a_chart(losses, held_out):
     assert loss_chart(losses, held_out, "star").size == (WIDTH, HEIGHT)
 
 
+def test_a_smoothed_curve_that_is_given_is_drawn_in_place_of_the_average():
+    flat = [(step, 0.3) for step in range(1, 101, 10)]
+    given = numpy.asarray(loss_chart(LOSSES, [], "star", flat))[60:-60, 95:]
+    rows = (given == ImageColor.getrgb(INK)).all(-1).any(1)
+    assert 1 <= rows.sum() <= 4, "a level line"
+    average = numpy.asarray(loss_chart(LOSSES, [], "star"))[60:-60, 95:]
+    assert (average == ImageColor.getrgb(INK)).all(-1).any(1).sum() > 10
+    assert loss_chart(LOSSES, [], "star", [(1, math.nan)]) == loss_chart(LOSSES, [], "star")
+
+
 def test_a_single_step_is_a_dot():
     dot = numpy.asarray(loss_chart([(1, 0.3)], [], "star"))[:, -40:-20]
     assert (dot == ImageColor.getrgb(INK)).all(-1).sum() > 30
@@ -75,8 +85,8 @@ def test_a_long_title_ends_before_the_legend():
 
 
 def test_the_smoothed_line_starts_at_the_first_loss_and_follows_the_mean():
-    assert smoothed([(1, 0.5), (2, 0.5)]) == [(1, pytest.approx(0.5)), (2, pytest.approx(0.5))]
-    assert smoothed([(step, step % 2) for step in range(500)])[-1][1] == pytest.approx(0.5, abs=0.02)
+    assert moving_average([(1, 0.5), (2, 0.5)]) == [(1, pytest.approx(0.5)), (2, pytest.approx(0.5))]
+    assert moving_average([(step, step % 2) for step in range(500)])[-1][1] == pytest.approx(0.5, abs=0.02)
 
 
 def test_only_finite_points_are_drawn():

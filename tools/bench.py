@@ -2,6 +2,7 @@
 
     python tools/bench.py                         mid-size models: ours, ComfyUI's TrainLoraNode, and the floor
     python tools/bench.py --size full --device cuda     full-size SDXL and FLUX with random weights
+    python tools/bench.py memory                  what each way to save memory costs in time
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
     python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
 
@@ -36,7 +37,7 @@ def main() -> None:
         environment.enter(__file__, sys.argv[1:], folder)
     base = enter_comfyui(folder, options.device)
     try:
-        (quality if options.what == "quality" else speed)(options, base)
+        {"speed": speed, "memory": memory, "quality": quality}[options.what](options, base)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -44,7 +45,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("what", nargs="?", choices=("speed", "quality"), default="speed")
+    line.add_argument("what", nargs="?", choices=("speed", "memory", "quality"), default="speed")
     line.add_argument("--comfyui", metavar="PATH", help="the ComfyUI folder")
     line.add_argument(
         "--here", action="store_true", help="use this Python as it is instead of an environment of its own"
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"])
     line.add_argument("--layers", nargs="+", choices=("attention", FEED_FORWARD), default=[FEED_FORWARD])
     line.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    line.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    line.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), default="fp32")
     line.add_argument("--rounds", type=int, default=6, help="how often the three are measured in turn")
     line.add_argument("--without-trainlora", action="store_true", help="leave ComfyUI's own trainer out")
     line.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for quality")
@@ -93,6 +94,17 @@ def speed(options: argparse.Namespace, base: Path) -> None:
     for size, family, batch, checkpointing, layers in every:
         case = Case(size, family, batch, checkpointing == "on", layers, options.device, options.dtype)
         print(json.dumps(run_case(case, options.rounds, not options.without_trainlora)), flush=True)
+
+
+def memory(options: argparse.Namespace, base: Path) -> None:
+    """A line for every way to save memory, over each model and batch asked for."""
+    from bench_cases import Case
+    from bench_memory import memory_lines
+
+    for size, family, batch, layers in product(options.size, options.family, options.batch, options.layers):
+        case = Case(size, family, batch, False, layers, options.device, options.dtype)
+        for line in memory_lines(case, options.rounds):
+            print(json.dumps(line), flush=True)
 
 
 def quality(options: argparse.Namespace, base: Path) -> None:

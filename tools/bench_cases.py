@@ -15,6 +15,12 @@ RANK = {"toy": 4, "mid": 16, "full": 16}
 PIXELS = {("toy", "sdxl"): 128, ("toy", "flux"): 128, ("mid", "sdxl"): 512, ("mid", "flux"): 256}
 FULL_PIXELS = 1024
 TEXT_TOKENS = {"sdxl": 77, "flux": 256}
+STORED_AND_COMPUTED = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.bfloat16, None),
+    "fp16": (torch.float16, None),
+    "fp8": (torch.float8_e4m3fn, torch.bfloat16),
+}
 WARM_UP_STEPS = 2
 
 
@@ -80,11 +86,10 @@ def loaded_model(case: Case):
     from lora_workbench.nodes.host.model import mm
     from toyworld.node_pack import models
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[case.dtype]
     if case.size == "toy":
         return models.load_model(case.family)
     if case.size == "full":
-        return models.full_size(case.family, case.device, dtype)
+        return models.full_size(case.family, case.device, *STORED_AND_COMPUTED[case.dtype])
     model = models.mid_size(case.family)
     model.cached_patcher_init = (lambda family, **_: models.mid_size(family), (case.family,))
     mm.load_models_gpu([model])
@@ -106,7 +111,8 @@ def text_of(model, case: Case, number: int) -> dict[str, torch.Tensor]:
 class OurStep:
     """One step of `train()`, as the Trainer runs it, without reading pictures from disk."""
 
-    def __init__(self, model, case: Case) -> None:
+    def __init__(self, model, case: Case, plan=None) -> None:
+        """By a memory plan, or by none but the case's checkpointing."""
         from lora_workbench.nodes.host.model import LoadedModel
         from lora_workbench.training.batches import Batch
         from lora_workbench.training.config import LoraConfig, TrainConfig
@@ -114,12 +120,12 @@ class OurStep:
         from lora_workbench.training.lora import Adapters, Part
         from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK, MemoryPlan
 
-        denoiser = LoadedModel(model)
+        denoiser = self._denoiser = LoadedModel(model)
         denoiser.load()
         config = LoraConfig(rank=RANK[case.size], layers=case.layers)
         part = Part("lora_unet_", denoiser.network, denoiser.family.layers)
-        adapters = Adapters.build([part], config, seed=0)
-        denoiser.prepare(adapters, MemoryPlan(recompute=EVERY_BLOCK if case.checkpointing else NO_BLOCK))
+        adapters = self.adapters = Adapters.build([part], config, seed=0)
+        denoiser.prepare(adapters, plan or MemoryPlan(recompute=EVERY_BLOCK if case.checkpointing else NO_BLOCK))
         self.adapter_bytes = sum(tensor.nbytes for tensor in adapters.parameters())
         channels = model.model.latent_format.latent_channels
         side = case.pixels // 8
@@ -130,6 +136,19 @@ class OurStep:
 
     def __call__(self) -> float:
         return next(self._steps).loss
+
+    def settle(self) -> None:
+        """Have as many weights on the device as the plan says, whatever another plan left there."""
+        self._denoiser.load()
+
+    def release(self) -> None:
+        """Take everything off the device."""
+        self._steps.close()
+        self._denoiser.release()
+
+    def loaded_bytes(self) -> int:
+        """Of the weights, on the device."""
+        return self._denoiser.patcher.loaded_size()
 
 
 class _Always:
@@ -207,7 +226,7 @@ def trainlora_seconds(model, case: Case) -> float:
     latents = torch.randn(case.batch, channels, side, side, generator=torch.Generator().manual_seed(1))
     texts = [text_of(model, case, number) for number in range(case.batch)]
     positive = [[text["cross_attn"][None], {"pooled_output": text["pooled_output"][None]}] for text in texts]
-    precision = {"fp32": "fp32", "bf16": "bf16", "fp16": "none"}[case.dtype]
+    precision = {"fp32": "fp32", "bf16": "bf16"}.get(case.dtype, "none")
     moments: list[float] = []
     hook = register_optimizer_step_post_hook(lambda *_: moments.append(now(case.device)))
     settings = dict(

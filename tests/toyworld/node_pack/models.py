@@ -128,19 +128,24 @@ def mid_size(family: str, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
     return model
 
 
-def full_size(family: str, device: str, dtype: torch.dtype, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
-    """Random weights at the real size, made on ``device``; ``family`` is "sdxl" or "flux"."""
+def full_size(
+    family: str, device: str, dtype: torch.dtype, compute: torch.dtype | None = None, seed: int = 0
+) -> comfy.model_patcher.ModelPatcher:
+    """Random weights at the real size, made on ``device``; ``family`` is "sdxl" or "flux".
+
+    Kept as ``dtype`` and, where that is not what is computed with, cast to ``compute`` when they are used.
+    """
     config = {"sdxl": FULL_SDXL, "flux": FULL_FLUX}[family]
-    model = _patcher(family, config, dtype, device=torch.device(device))
+    model = _patcher(family, config, dtype, device=torch.device(device), compute=compute)
     _randomise(model.model.diffusion_model, seed)
     return model
 
 
-def _patcher(family, unet_config, dtype, model_type=comfy.model_base.ModelType.EPS, device=None):
+def _patcher(family, unet_config, dtype, model_type=comfy.model_base.ModelType.EPS, device=None, compute=None):
     offload = comfy.model_management.unet_offload_device()
     classes = {"sdxl": comfy.supported_models.SDXL, "flux": comfy.supported_models.Flux}
     config = classes[family](dict(unet_config))
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, compute)
     if family == "flux":
         model = comfy.model_base.Flux(config, device=device or offload)
     else:
@@ -155,6 +160,7 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.ndim > 1:
-                weight.normal_(0.0, weight[0].numel() ** -0.5, generator=random)
+                drawn = torch.empty(weight.shape, dtype=torch.float32, device=device)
+                weight.copy_(drawn.normal_(0.0, weight[0].numel() ** -0.5, generator=random))
             else:
                 weight.fill_(1.0 if name.endswith(("weight", "scale")) else 0.0)

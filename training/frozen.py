@@ -74,7 +74,7 @@ def _norm_with_weight(layer: nn.Module, weights: Weights, copy_input: bool) -> C
     return forward
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b in memory of its own. F.linear may answer with a view, which a block must not add into."""
     if x.ndim == 2:
         return F.linear(x, weight, bias)
@@ -94,7 +94,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, layer, weights):
         ctx.layer, ctx.weights = layer, weights
         weight, bias, ticket = weights.take(layer, x)
-        y = _linear(x, weight, bias)
+        y = multiplied(x, weight, bias)
         weights.give_back(layer, weight, bias, ticket)
         return y
 
@@ -183,7 +183,7 @@ class AdaptedLinears(torch.autograd.Function):
         outputs = []
         for layer, up, part in zip(adapted.layers, adapted.ups, _parts(inner, adapted), strict=True):
             weight, bias, ticket = adapted.weights.take(layer, x)
-            y = _linear(x, weight, bias)
+            y = multiplied(x, weight, bias)
             adapted.weights.give_back(layer, weight, bias, ticket)
             y.view(-1, y.shape[-1]).addmm_(part, _cast(up, x.dtype), alpha=adapted.scale)
             outputs.append(y)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import LoraConfig
-from ..frozen import Weights, forward_of
+from ..frozen import Weights, forward_of, multiplied
 
 Tensors = Mapping[str, Tensor]
 Forward = Callable[[Tensor], Tensor]
@@ -104,9 +104,18 @@ def steps_of(layer: nn.Conv2d) -> dict[str, object]:
     return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
 
 
-def product(x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
-    """x times a weight of the layer's shape, as the layer itself would multiply, without bias."""
-    return F.conv2d(x, weight, **steps_of(layer)) if isinstance(layer, nn.Conv2d) else F.linear(x, weight)
+def product(x: Tensor, weight: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """x times a weight of the layer's shape, as the layer itself would multiply; not for autograd to follow."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, **steps_of(layer))
+    return multiplied(x, weight, bias)
+
+
+def product_input_gradient(shape: torch.Size, weight: Tensor, grad: Tensor, layer: nn.Module) -> Tensor:
+    """The gradient of `product` for x of that shape."""
+    if isinstance(layer, nn.Conv2d):
+        return torch.nn.grad.conv2d_input(shape, weight, grad, **steps_of(layer))
+    return grad @ weight
 
 
 class MadeWeight(torch.autograd.Function):
@@ -127,18 +136,17 @@ class MadeWeight(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in tensors]
             weight = ctx.make(*leaves)
-        grad_x, grad_weight = _product_gradients(x, weight.detach().to(x.dtype), grad, ctx)
-        return grad_x, None, None, *torch.autograd.grad(weight, leaves, grad_weight.to(weight.dtype))
+        grad_weight = _weight_gradient(x, weight.shape, grad, ctx.layer).to(weight.dtype)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product_input_gradient(x.shape, weight.detach().to(x.dtype), grad, ctx.layer)
+        return grad_x, None, None, *torch.autograd.grad(weight, leaves, grad_weight)
 
 
-def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor, ctx) -> tuple[Tensor | None, Tensor]:
-    wanted, layer = ctx.needs_input_grad[0], ctx.layer
+def _weight_gradient(x: Tensor, shape: torch.Size, grad: Tensor, layer: nn.Module) -> Tensor:
     if isinstance(layer, nn.Conv2d):
-        steps = steps_of(layer)
-        grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, **steps) if wanted else None
-        return grad_x, torch.nn.grad.conv2d_weight(x, weight.shape, grad, **steps)
-    flat = grad.reshape(-1, grad.shape[-1])
-    return grad @ weight if wanted else None, flat.t() @ x.reshape(-1, x.shape[-1])
+        return torch.nn.grad.conv2d_weight(x, shape, grad, **steps_of(layer))
+    return grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
 
 
 @lru_cache

@@ -1,6 +1,8 @@
 import json
 import math
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from toys import Batches, Denoiser, equal
 from lora_workbench.training import lora_file, whole_file
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.loop import Snapshot, Step, train
-from lora_workbench.training.run import Checkpoint, TrainingRun, recorded, safe_name
+from lora_workbench.training.run import Checkpoint, TrainingRun, recorded, safe_name, validated
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 1e-4, "seed": 0}, "lora": {"rank": 4, "alpha": 0.0}}
 
@@ -478,3 +480,224 @@ def test_the_same_training_writes_the_same_bytes_twice(tmp_path):
         paths = (*sorted((folders[1] / "star").iterdir()), folders[0] / "star" / "state.safetensors")
         files.append([path.read_bytes() for path in paths])
     assert len(files[0]) == 4 and files[0] == files[1]
+
+
+# Whole or not at all
+
+
+def damage(path):
+    """One byte of the tensors turned over, as a failing disk does."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_a_damaged_state_is_set_aside_for_the_one_before_and_the_end_is_the_same(folders):
+    list(stages(open_run(folders), Denoiser()))
+    damage(open_run(folders).folder / "state.safetensors")
+    again = open_run(folders)
+    events = list(stages(again, Denoiser()))
+    assert [event.number for event in events if isinstance(event, Step)] == [11, 12]
+    assert equal(again.resume().weights, unbroken(12).weights)
+    assert again.notes == ("The newest state was damaged and set aside; training went on from step 10.",)
+    assert (again.folder / "state.damaged.safetensors").is_file()
+
+
+def test_when_both_states_are_damaged_one_sentence_names_the_newest(folders):
+    run = saved_run(folders, 10, 20)
+    for path in run.folder.glob("state*.safetensors"):
+        damage(path)
+    with pytest.raises(ValueError, match="^The state '.*/state.safetensors' cannot be read .its checksum differs"):
+        open_run(folders).resume()
+
+
+@pytest.mark.parametrize("writes", range(1, 6))
+def test_whichever_write_of_a_checkpoint_fails_the_run_goes_on_and_ends_the_same(folders, monkeypatch, writes):
+    """LoRA file, record, state before, state, record: each in turn is the last that was begun before the kill."""
+    run, denoiser = open_run(folders), Denoiser()
+    with closing(stages(run, denoiser)) as events:
+        next(event for event in events if isinstance(event, Checkpoint))
+        count, replace_ = [], whole_file.os.replace
+
+        def killed(*paths):
+            count.append(paths)
+            if len(count) >= writes:
+                raise Cancelled
+            replace_(*paths)
+
+        monkeypatch.setattr(whole_file.os, "replace", killed)
+        with pytest.raises(Cancelled):
+            list(events)
+    monkeypatch.undo()
+    again = open_run(folders)
+    assert again.name == "star" and again.resume().step == again.step in (5, 10)
+    list(stages(again, Denoiser()))
+    assert equal(open_run(folders).resume().weights, unbroken(12).weights)
+    assert [entry.step for entry in open_run(folders).checkpoints()] == [5, 10, 12]
+
+
+def test_a_run_killed_before_its_first_checkpoint_was_recorded_is_found_under_its_own_name(folders):
+    """The LoRA file is there, its record is not yet: without the record of the beginning it would be someone else's."""
+
+    def killed(path, snapshot):
+        write_lora(path, snapshot)
+        raise Cancelled
+
+    denoiser = Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, CONFIG)
+    with pytest.raises(Cancelled):
+        list(recorded(steps, open_run(folders), killed, save_every=5, last_step=12))
+    again = open_run(folders)
+    assert (again.name, again.step) == ("star", 0)
+    list(stages(again, Denoiser()))
+    assert equal(again.resume().weights, unbroken(12).weights)
+
+
+def test_going_on_removes_what_a_kill_left_half_written(folders):
+    run = saved_run(folders, 10)
+    left = [
+        run.folder / ".writing-a.json",
+        run.folder / "previews" / ".writing-b.png",
+        run.loras / "star" / ".writing-c",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    open_run(folders).begin()
+    assert not [path for path in left if path.exists()]
+
+
+# Averages, asked checkpoints, going back
+
+
+def with_average(step, fill=0.5):
+    return Snapshot(step, {"a.down": torch.full((2, 3), fill)}, {}, {"a.down": torch.full((2, 3), fill / 2)})
+
+
+def test_each_checkpoint_of_a_run_with_an_average_has_a_file_for_it(folders):
+    run = open_run(folders)
+    first, second = run.save(with_average(10), write_lora, 0.25)
+    assert (first.average, second.average) == ("", "EMA")
+    assert second.lora_name.endswith("star_000010_ema.safetensors")
+    assert (load_file(second.path)["a.down"] == 0.25).all() and (load_file(first.path)["a.down"] == 0.5).all()
+    again = open_run(folders)
+    assert equal(again.resume().ema, with_average(10).ema)
+    result = again.result(10, "zork")
+    assert [entry.average for entry in result.averages] == ["EMA"] and [entry.step for entry in result.entries] == [10]
+
+
+def test_the_average_of_the_last_checkpoints_is_their_mean_and_made_once(folders):
+    run = open_run(folders)
+    for step, fill in ((10, 9.0), (20, 1.0), (30, 2.0), (40, 6.0)):
+        run.save(snapshot(step, fill), write_lora, 0.25)
+    entry = run.average_of_last(3)
+    assert (entry.step, entry.average) == (40, "last 3") and entry.path.endswith("star_last3.safetensors")
+    file = load_file(entry.path)
+    assert (file["a.down"] == 3.0).all() and file["a.down"].dtype == torch.float16
+    before = path_facts(entry.path)
+    again = open_run(folders)
+    assert again.average_of_last(3) == entry and path_facts(entry.path) == before
+    run.save(snapshot(50, 7.0), write_lora, 0.25)
+    assert (load_file(run.average_of_last(3).path)["a.down"] == 5.0).all()
+    assert [average.step for average in open_run(folders).averages()] == [50]
+
+
+def path_facts(path):
+    with open(path, "rb") as file:
+        return file.read(), Path(path).stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_of_one_checkpoint_or_none_there_is_no_average(folders, count):
+    run = saved_run(folders, 10)
+    assert run.average_of_last(count) is None and run.averages() == ()
+
+
+def test_a_checkpoint_comes_when_it_is_asked_for(folders):
+    wishes = iter([False, False, True] + [False] * 20)
+    run, denoiser = open_run(folders), Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, CONFIG)
+    events = recorded(steps, run, write_lora, save_every=100, last_step=12, asked=lambda: next(wishes))
+    assert [event.step for event in events if isinstance(event, Checkpoint)] == [3, 12]
+
+
+def test_the_rate_after_a_roll_back_is_part_of_the_state(folders):
+    run = open_run(folders)
+    assert run.slowdown == 1.0
+    run.back_to(5, 0.25)
+    run.save(snapshot(6), write_lora, None)
+    again = open_run(folders)
+    again.resume()
+    assert again.slowdown == 0.25
+
+
+def test_what_was_saved_past_the_step_that_training_went_back_to_is_no_longer_offered(folders):
+    run = saved_run(folders, 5, 10)
+    run.note_validation(10, [[1.0]])
+    run.back_to(5, 0.5)
+    assert [entry.step for entry in run.checkpoints()] == [5] and run.validations() == []
+
+
+def test_the_first_step_after_going_back_brings_the_state_on_disk_back_too(folders):
+    """A kill right after a roll-back must not find the state that went wrong."""
+    run = saved_run(folders, 10)
+
+    def going_back():
+        run.back_to(4, 0.5)
+        yield Step(5, 0.5, 1e-4, False, _taken=snapshot)
+        raise SystemExit
+
+    events = recorded(going_back(), run, write_lora, save_every=100, last_step=200)
+    next(events)
+    with suppress(SystemExit):
+        next(events)
+    again = open_run(folders)
+    assert again.resume().step == 5 and again.slowdown == 0.5
+
+
+# Validation as a stage
+
+
+def asked_pictures(folders, every, stop=None, seconds=0.0):
+    """The run after training, what was measured at each question, and at which step of the adapters."""
+    run, denoiser = open_run(folders), Denoiser()
+    told = []
+
+    def measure():
+        told.append({name: tensor.clone() for name, tensor in denoiser.adapters.state().items()})
+        return [[float(len(told)), 1.0]]
+
+    def stopping(steps):
+        for step in steps:
+            yield step
+            if step.number == stop:
+                raise Cancelled
+
+    config = replace(CONFIG, ema=0.9)
+    steps = stopping(train(denoiser, Batches(), denoiser.adapters, config, run.resume()))
+    events = recorded(steps, run, write_lora, save_every=5, last_step=12)
+    with suppress(Cancelled):
+        list(validated(events, run, measure, denoiser.adapters, every=every))
+    return run, told
+
+
+def test_held_out_pictures_are_asked_at_checkpoints_and_between_them_and_once_a_step(folders):
+    run, _ = asked_pictures(folders, every=4)
+    assert [step for step, _ in run.validations()] == [4, 5, 8, 10, 12]
+    again = open_run(folders)
+    assert again.validations() == run.validations()
+    assert [entry.validation[0][1] for entry in again.checkpoints()] == [1.0] * 3
+    assert [point.step for point in again.points() if point.validation is not None] == [4, 5, 8, 10, 12]
+
+
+def test_an_average_is_measured_with_its_own_weights_and_training_goes_on_with_its_own(folders):
+    run, told = asked_pictures(folders, every=0)
+    assert len(told) == 6 and not equal(told[0], told[1])
+    averages = {entry.step: load_file(entry.path) for entry in run.averages()}
+    assert equal({name: tensor.half() for name, tensor in told[1].items()}, averages[5])
+    assert all(entry.validation for entry in run.averages())
+    assert equal(run.resume().weights, unbroken(12).weights)
+
+
+def test_after_a_cancel_the_checkpoint_it_left_is_measured_where_that_takes_a_moment(folders):
+    run, _ = asked_pictures(folders, every=0, stop=8)
+    assert [step for step, _ in run.validations()] == [5, 8]

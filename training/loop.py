@@ -107,19 +107,13 @@ def train(
         rate = slowdown * rate_at(step, config)
         set_learning_rate(state.optimizer, rate, done=step / config.steps)
         adapters.zero_grad()
-        sigmas, losses, loss = [], [], 0.0
+        losses, sigmas, loss = [], [], 0.0
         with training_weights(state.optimizer):
             for number in range(step * config.accumulation, (step + 1) * config.accumulation):
                 batch = batches[number]
-                with denoiser.adapted(), adapters.dropping(config.seed, number):
-                    question = objective.question(denoiser, batch, number)
-                    share = 1 / (len(question) * config.accumulation)
-                    for part in question.parts(denoiser.parts):
-                        found = objective.losses(denoiser, part)
-                        (found.sum() * share * denoiser.loss_scale).backward()
-                        told = torch.stack([found.detach().float(), part.sigma.float()]).tolist()
-                        losses, sigmas = losses + told[0], sigmas + told[1]
-                        loss += sum(told[0]) * share
+                found = add_gradients(denoiser, objective, adapters, batch, number, share=1 / config.accumulation)
+                losses, sigmas = losses + found.losses, sigmas + found.sigmas
+                loss += math.fsum(found.losses) / len(found.losses) / config.accumulation
             forget_still(state.optimizer)
             norm = clip_gradient(adapters.values.grad, config.clip_norm, denoiser.loss_scale)
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -134,6 +128,29 @@ def train(
         state.step = step + 1
         told = (math.nan if skipped else loss, rate, skipped, norm, tuple(sigmas), tuple(losses))
         yield Step(step + 1, *told, state.snapshot)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The loss and the noise level of each picture of a micro-batch."""
+
+    losses: list[float]
+    sigmas: list[float]
+
+
+def add_gradients(
+    denoiser: Denoiser, objective: Objective, adapters: Adapters, batch: Batch, number: int, share: float
+) -> Found:
+    """Add the gradient of micro-batch `number` to the adapters', `share` times the mean over its pictures."""
+    losses, sigmas = [], []
+    with denoiser.adapted(), adapters.dropping(objective.seed, number):
+        question = objective.question(denoiser, batch, number)
+        for part in question.parts(denoiser.parts):
+            found = objective.losses(denoiser, part)
+            (found.sum() * (share / len(question) * denoiser.loss_scale)).backward()
+            told = torch.stack([found.detach().float(), part.sigma.float()]).tolist()
+            losses, sigmas = losses + told[0], sigmas + told[1]
+    return Found(losses, sigmas)
 
 
 def rate_at(step: int, config: TrainConfig) -> float:

@@ -62,14 +62,14 @@ class Objective:
     """How a training asks and judges; every random choice is a function of (seed, number)."""
 
     def __init__(self, config: ObjectiveConfig, seed: int) -> None:
-        self.config, self._seed = config, seed
+        self.config, self.seed = config, seed
 
     def question(self, denoiser: Denoiser, batch: Batch, number: int) -> Question:
         """The question of micro-batch `number`, made once for the whole batch.
 
         ValueError naming the setting that the model or the batch cannot be trained with.
         """
-        config, seed = self.config, self._seed
+        config, seed = self.config, self.seed
         check(config, denoiser.prediction)
         sigma = training_sigmas(config, denoiser.sigmas, len(batch.latents), batch.size, seed, number)
         noise = self._noise(batch.latents, number)
@@ -95,7 +95,7 @@ class Objective:
         return found * level_weights(self.config, denoiser.prediction, question.sigma)
 
     def _noise(self, latents: Tensor, number: int) -> Tensor:
-        config, seed = self.config, self._seed
+        config, seed = self.config, self.seed
         noise = noise_like(latents, seed, "noise", number)
         if config.noise_offset:
             noise = with_offset(noise, config.noise_offset, generator(seed, "noise offset", number))

@@ -1,0 +1,135 @@
+"""The graph in the files a node makes, and from a file back to a graph."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfy.cli_args import args
+from PIL import Image
+
+from lora_workbench.nodes.host.graph import Graph
+from lora_workbench.nodes.pictures import png_bytes
+from lora_workbench.nodes.reproduction import workflow_of
+from lora_workbench.training.config import LoraConfig, TrainConfig
+from lora_workbench.training.description import description
+from lora_workbench.training.families import SDXL
+from lora_workbench.training.lora_file import write
+from nodes import SaveImage
+
+pytestmark = pytest.mark.comfy
+
+PROMPT = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}, "_meta": {"title": "x"}},
+    "2": {"class_type": "LoraWorkbenchDatasetLoader", "inputs": {"folder": "C:/pictures/zork", "images": ["6", 0]}},
+    "3": {
+        "class_type": "LoraWorkbenchTrainer",
+        "inputs": {"model": ["1", 0], "dataset": ["2", 0], "settings": ["5", 0], "steps": 0, "name": "star", "rank": 0},
+    },
+    "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 5], "filename_prefix": "private"}},
+    "5": {"class_type": "LoraWorkbenchTrainingSettings", "inputs": {"stop_after_minutes": 20.0, "warmup": 100.0}},
+    "6": {
+        "class_type": "Fetch",
+        "inputs": {"api_key": "abc", "url": "https://me:pw@host/x", "text": "a, sk-" + "a" * 30},
+    },
+}
+WORKFLOW = {"nodes": [{"id": 3, "type": "LoraWorkbenchTrainer"}], "links": []}
+
+
+@pytest.fixture
+def graph(comfyui) -> Graph:
+    return Graph.of(SimpleNamespace(prompt=PROMPT, extra_pnginfo={"workflow": WORKFLOW}, unique_id="3"))
+
+
+def test_a_picture_carries_the_graph_exactly_as_save_image_writes_it(graph, tmp_path):
+    saver = SaveImage()
+    saver.output_dir = str(tmp_path)
+    saver.save_images(torch.zeros(1, 8, 8, 3), "theirs", PROMPT, {"workflow": WORKFLOW})
+    (theirs,) = tmp_path.iterdir()
+    ours = Image.open(io.BytesIO(png_bytes(Image.new("RGB", (8, 8)), graph.png_info())))
+    assert ours.text == Image.open(theirs).text and set(ours.text) == {"prompt", "workflow"}
+
+
+def test_a_user_who_wants_no_metadata_gets_none(graph, monkeypatch, comfyui):
+    monkeypatch.setattr(args, "disable_metadata", True)
+    empty = Graph.of(SimpleNamespace(prompt=PROMPT, extra_pnginfo={"workflow": WORKFLOW}, unique_id="3"))
+    assert empty == Graph() and empty.png_info() is None and empty.needed() == {}
+
+
+def test_a_lora_carries_what_its_training_needs_and_nothing_else(graph):
+    needed = graph.needed()
+    assert set(needed) == {"1", "2", "3", "5", "6"}
+    assert needed["2"]["inputs"] == PROMPT["2"]["inputs"]
+    assert needed["1"] == {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}}
+
+
+def test_keys_and_passwords_never_get_into_a_lora(graph):
+    inputs = graph.needed()["6"]["inputs"]
+    assert inputs == {"api_key": "", "url": "https://@host/x", "text": "a, "}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key_variable", "OPENAI_API_KEY"),
+        ("trigger_word", "zork"),
+        ("token_normalization", "none"),
+        ("folder", "/home/me/my-secret-garden"),
+        ("text", "a girl with a key, a ski-jump"),
+        ("author", "me"),
+    ],
+)
+def test_ordinary_words_are_left_alone(name, value, comfyui):
+    graph = Graph({"1": {"class_type": "Node", "inputs": {name: value}}}, {}, "1")
+    assert graph.needed()["1"]["inputs"] == {name: value}
+
+
+def test_loops_and_missing_nodes_in_a_graph_do_no_harm(comfyui):
+    prompt = {"1": {"class_type": "A", "inputs": {"x": ["2", 0]}}, "2": {"class_type": "B", "inputs": {"x": ["1", 0]}}}
+    assert set(Graph(prompt, {}, "1").needed()) == {"1", "2"}
+    assert Graph(prompt, {}, "9").needed() == {}
+
+
+# Back from a file
+
+
+@pytest.fixture
+def lora(graph, tmp_path):
+    path = tmp_path / "star.safetensors"
+    config = TrainConfig(steps=740, learning_rate=2e-4, warmup=37, seed=5)
+    entries = description(
+        title="star",
+        family=SDXL,
+        prediction="eps",
+        lora=LoraConfig(rank=8),
+        config=config,
+        triggers={},
+        resolution=1024,
+        captions=[],
+        step=100,
+        settings={"save_every": 74},
+        workflow=graph.needed(),
+        node=graph.node,
+    )
+    write(path, {"a": torch.ones(2)}, entries)
+    return path
+
+
+def test_the_graph_of_a_file_holds_everything_that_was_derived(lora):
+    again = workflow_of(lora, name="star again")
+    trainer = again["3"]["inputs"]
+    expected = {"steps": 740, "learning_rate": 2e-4, "rank": 8, "save_every": 74, "seed": 5, "name": "star again"}
+    assert expected.items() <= trainer.items() and trainer["model"] == ["1", 0]
+    assert json.loads(json.dumps(again)) == again
+
+
+def test_a_time_box_is_not_opened_again(lora):
+    assert workflow_of(lora)["5"]["inputs"] == {"stop_after_minutes": 0.0, "warmup": 37}
+
+
+def test_a_file_without_its_graph_says_what_to_do(tmp_path):
+    path = tmp_path / "other.safetensors"
+    write(path, {"a": torch.ones(2)}, {"ss_output_name": "other"})
+    with pytest.raises(ValueError, match="^The LoRA file 'other.safetensors' does not hold the graph .* preview"):
+        workflow_of(path)

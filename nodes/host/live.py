@@ -97,7 +97,7 @@ class LiveRun:
                 self._add("validation", number, mean_of(values))
             for path in sorted((run.folder / "previews").glob("[0-9]*_*.png")):
                 self._add_preview(int(path.name.split("_")[0]), "", path)
-            self._put("notes", [{"step": None, "text": text} for text in run.notes()])
+            self._put("notes", [{"step": None, "text": text} for text in run.notes])
             self._tell(run=run.name, step=run.step, total=total)
 
     def step(self, step: Step, seconds: float) -> None:
@@ -141,7 +141,8 @@ class LiveRun:
             return {**self._now(), **{key: list(self._values(key)) for key in self._sent}}
 
     def _add(self, key: str, step: int, value: float) -> None:
-        if self._series[key].add(step, significant(value)):
+        rounded = significant(value)
+        if rounded is not None and self._series[key].add(step, rounded):
             self._sent[key] = 0
 
     def _put(self, key: str, values: list) -> None:

@@ -16,8 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +41,10 @@ def main() -> int:
         folder = comfyui.find(options.comfyui) or environment.install_comfyui()
         if not options.here:
             environment.enter(__file__, sys.argv[1:], folder)
-        with tempfile.TemporaryDirectory(prefix="lora_workbench_chaos_", ignore_cleanup_errors=True) as base:
-            world = World(folder, Path(base), example.FAMILIES[options.family])
+        with (
+            tempfile.TemporaryDirectory(prefix="lora_workbench_chaos_", ignore_cleanup_errors=True) as base,
+            World(folder, Path(base), example.FAMILIES[options.family]) as world,
+        ):
             if options.cycles:
                 return report_memory(memory_of_cycles(world, options.cycles))
             return report_kills(chaos(world, options.kills, random.Random(options.seed), say=say))
@@ -79,17 +81,33 @@ class World:
     comfyui: Path
     base: Path
     family: example.Family
+    steps: int = STEPS
+    save_every: int = SAVE_EVERY
     prompt: dict = field(default_factory=dict)
+    _server: object = None
+    _running: ExitStack = field(default_factory=ExitStack)
 
-    @contextmanager
-    def server(self) -> Iterator:
+    def server(self):
+        """The server, started if it is not running."""
         import comfy_server
 
-        with comfy_server.running(self.comfyui, self.base, example.PACKS) as server:
+        if self._server is None:
+            self._server = self._running.enter_context(comfy_server.running(self.comfyui, self.base, example.PACKS))
             if not self.prompt:
                 draw_pictures(self.base / "input" / FOLDER)
-                self.prompt = training_graph(self.family, server.object_info())
-            yield server
+                self.prompt = training_graph(self)
+        return self._server
+
+    def stop(self) -> None:
+        """End the server; harmless when there is none."""
+        self._running.close()
+        self._server = None
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
 
     @property
     def loras(self) -> Path:
@@ -100,7 +118,13 @@ class World:
         return self.base / "output" / "lora_workbench"
 
     def forget(self) -> None:
-        """Nothing was ever trained or encoded."""
+        """Nothing was ever trained or encoded, and a running server remembers no output of a node."""
+        if self._server is not None:
+            self._server.post("/free", {"unload_models": True, "free_memory": True})
+            # It happens before the queue's thread takes the next graph but one.
+            picture = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+            shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+            self._server.submit({"1": picture, "2": shown})
         shutil.rmtree(self.loras, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -126,11 +150,11 @@ class Tally:
 def chaos(world: World, kills: int, moments: random.Random, say=lambda line: None) -> Tally:
     """Kill so often; raises Broken at the first thing that is lost, half written or different."""
     started, tally = time.monotonic(), Tally()
-    with world.server() as server:
-        run = server.submit(world.prompt)
-        if run.status != "success":
-            raise Broken(f"The undisturbed training ended with {run.status}: {run.error}")
-        seconds = run.seconds
+    server = world.server()
+    run = server.submit(world.prompt)
+    if run.status != "success":
+        raise Broken(f"The undisturbed training ended with {run.status}: {run.error}")
+    seconds = run.seconds
     wanted = world.results()
     check_settled(world)
     say(f"Undisturbed: {seconds:.1f} s, {len(wanted)} files. Killing {kills} times.")
@@ -167,22 +191,26 @@ def one_queue(world: World, kill_after: float | None) -> str | None:
         if name == "progress_text":
             texts.append(data["text"])
 
-    with world.server() as server:
-        timer = threading.Timer(kill_after, server.process.kill) if kill_after is not None else None
+    server = world.server()
+    timer = threading.Timer(kill_after, server.process.kill) if kill_after is not None else None
+    if timer:
+        timer.start()
+    try:
+        run = server.submit(world.prompt, watch)
+    except (OSError, RuntimeError) as problem:
+        if timer is None:
+            raise Broken(f"The server stopped answering: {problem}") from problem
+        server.process.wait()
+        world.stop()
+        return phase_of(texts[-1])
+    finally:
         if timer:
-            timer.start()
-        try:
-            run = server.submit(world.prompt, watch)
-        except (OSError, RuntimeError) as problem:
-            if server.process.poll() is None and timer is None:
-                raise Broken(f"The server stopped answering: {problem}") from problem
-            server.process.wait()
-            return phase_of(texts[-1])
-        finally:
-            if timer:
-                timer.cancel()
-        if run.status != "success":
-            raise Broken(f"A resumed training ended with {run.status}: {run.error}")
+            timer.cancel()
+            timer.join()
+    if run.status != "success":
+        raise Broken(f"A resumed training ended with {run.status}: {run.error}")
+    if server.process.poll() is not None:  # killed between its last word and now
+        world.stop()
     return None
 
 
@@ -231,22 +259,21 @@ def check_settled(world: World) -> None:
 
 def memory_of_cycles(world: World, cycles: int) -> list[float]:
     """MB the server holds after each time a training was queued and cancelled in its fourth step or later."""
-    sizes = []
-    with world.server() as server:
-        for cycle in range(cycles):
-            cancelled = []
+    sizes, server = [], world.server()
+    for cycle in range(cycles):
+        cancelled = []
 
-            def cancel(name: str, data: dict, cancelled: list = cancelled) -> None:
-                if name == "progress_text" and data["text"].startswith("Training: step 4") and not cancelled:
-                    cancelled.append(True)
-                    server.interrupt()
+        def cancel(name: str, data: dict, cancelled: list = cancelled) -> None:
+            if name == "progress_text" and data["text"].startswith("Training: step 4") and not cancelled:
+                cancelled.append(True)
+                server.interrupt()
 
-            run = server.submit(with_trainer(world.prompt, name=f"cycle_{cycle}", steps=400, save_every=400), cancel)
-            if run.status != "interrupted":
-                raise Broken(f"Cycle {cycle} ended with {run.status}: {run.error}")
-            time.sleep(1)
-            sizes.append(resident_megabytes(server.process.pid))
-            print(f"cycle {cycle + 1}: {sizes[-1]:.0f} MB", flush=True)
+        run = server.submit(with_trainer(world.prompt, name=f"cycle_{cycle}", steps=400, save_every=400), cancel)
+        if run.status != "interrupted":
+            raise Broken(f"Cycle {cycle} ended with {run.status}: {run.error}")
+        time.sleep(1)
+        sizes.append(resident_megabytes(server.process.pid))
+        print(f"cycle {cycle + 1}: {sizes[-1]:.0f} MB", flush=True)
     return sizes
 
 
@@ -257,17 +284,18 @@ def resident_megabytes(process: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def training_graph(family: example.Family, info: Mapping) -> dict:
+def training_graph(world: World) -> dict:
     """The example workflow up to its Trainer, with all that can be written: validation, previews and averages."""
     import workflow
 
+    info = world.server().object_info()
     saved = example.toy_workflow(
-        family,
+        world.family,
         info,
         folder=FOLDER,
         trigger_word="zork",
         prompt="zork on a green background",
-        trainer={"name": NAME, "steps": STEPS, "save_every": SAVE_EVERY, "rank": 4},
+        trainer={"name": NAME, "steps": world.steps, "save_every": world.save_every, "rank": 4},
     )
     saved = workflow.with_values(saved, info, "LoraWorkbenchDatasetLoader", hold_out=1)
     prompt = workflow.to_api(saved, info)

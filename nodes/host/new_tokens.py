@@ -46,11 +46,11 @@ class NewTokens:
         self._clip, self._words, self._count, self._seed = clip, dict(words), count, seed
         self._encoders = encoders_of(clip)
         self._tokenizers = {
-            name: tokenizer
-            for name, tokenizer in vars(clip.tokenizer).items()
-            if isinstance(tokenizer, SDTokenizer) and name in self._encoders
+            name: tokenizer for name, tokenizer in vars(clip.tokenizer).items() if isinstance(tokenizer, SDTokenizer)
         }
-        if not any(name in self._tokenizers for name in CLIP_ENCODERS):
+        # SD 3 may come without some of the encoders that its tokenizer reads for.
+        self._readers = [name for name in self._tokenizers if name in self._encoders]
+        if not any(name in CLIP_ENCODERS for name in self._readers):
             raise ValueError(
                 "The CLIP has neither a CLIP-L nor a CLIP-G text encoder, which new tokens are trained in: "
                 "set new_tokens to 0."
@@ -74,7 +74,7 @@ class NewTokens:
     @cached_property
     def _first(self) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
         """Trigger word -> encoder -> what is trained, and the lengths of its rows."""
-        trained = [name for name in CLIP_ENCODERS if name in self._tokenizers]
+        trained = [name for name in CLIP_ENCODERS if name in self._readers]
         # Nodes run in inference mode, where nothing that is made can be trained with.
         with torch.inference_mode(False):
             return {
@@ -85,7 +85,7 @@ class NewTokens:
     @cached_property
     def _kept(self) -> Rows:
         """The rows that the other encoders read the trigger words as."""
-        others = [name for name in self._tokenizers if name not in CLIP_ENCODERS]
+        others = [name for name in self._readers if name not in CLIP_ENCODERS]
         return {trigger: {name: self._read(name, trigger) for name in others} for trigger in self._words}
 
     def adapters(self, rate: float) -> list[Adapter]:
@@ -124,12 +124,18 @@ class NewTokens:
             write_atomically(written[-1], tensor_bytes(rows[trigger], {"modelspec.trigger_phrase": trigger}))
         return written
 
+    def remove(self, lora_name: str) -> None:
+        """Delete the embedding files that `write` made under this name."""
+        folder = folders.embeddings_folder()
+        for name in embedding_names(self._words, lora_name).values():
+            embedding_path(folder, name).unlink(missing_ok=True)
+
     def filled(self, text: str, rows: Rows) -> dict:
         """The tokens of a text with the rows in place of trigger words, as ComfyUI's encoders take them."""
         words = list(self._words)
 
         def own(encoder: str, token: object) -> object:
-            if not isinstance(token, Tensor) or token.shape != _MARKER:
+            if not isinstance(token, Tensor) or token.shape != _MARKER or encoder not in self._readers:
                 return token
             word, row = token.int().tolist()
             return rows[words[word]][encoder][row]

@@ -67,7 +67,7 @@ class TrainedText:
         Nothing when it holds T5, twenty times as large as what is trained, and nothing is patched onto it: then the
         weights are read from wherever they are.
         """
-        return [] if hasattr(self._clip.cond_stage_model, T5) and not self.patcher.patches else [self.patcher]
+        return [] if T5 in encoders_of(self._clip) and not self.patcher.patches else [self.patcher]
 
     def parts(self) -> list[Part]:
         """The encoders as networks to adapt; none when their learning rate is 0."""
@@ -154,12 +154,12 @@ class TrainedText:
     def _prefix(self, name: str) -> str:
         """kohya's name of an encoder's blocks, as ComfyUI maps it (comfy/lora.py, model_lora_keys_clip).
 
-        The one encoder of SD 1.5 has no number. What lies outside of the blocks is not mapped for every family, so it
-        is out of reach.
+        What lies outside of the blocks is not mapped for every family, so it is out of reach.
         """
-        number = (
-            "" if len(encoders_of(self._clip)) == 1 else "2" if name == "clip_g" and "clip_l" in self._encoders else "1"
-        )
+        if name == "clip_g":
+            number = "2" if "clip_l" in self._encoders else ""
+        else:
+            number = "1" if len(encoders_of(self._clip)) > 1 else ""
         return f"lora_te{number}_text_model_encoder_layers_"
 
 

@@ -4,6 +4,7 @@ import functools
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import cliptoys
 import comfy.sd
 import hosttoys
 import pytest
@@ -338,3 +339,32 @@ def test_a_batch_in_parts_teaches_the_text_the_same():
     (one,), (other,) = whole.trained(steps=1), parts.trained(steps=1)
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoders"),
+    [
+        ("sd1", {"lora_te_"}),
+        ("sd3", {"lora_te1_", "lora_te2_"}),
+        ("sd3 without t5", {"lora_te1_", "lora_te2_"}),
+        ("refiner", {"lora_te_"}),
+    ],
+)
+def test_the_text_encoders_of_other_families_are_trained_alike(kind, encoders, caplog, host_folder):
+    text = Text("sdxl", BOTH, clip=cliptoys.clip(kind))
+    batch = text.batch(("a zork",))
+    assert_equal(text.live(batch)[0], batch.text[0])
+    for config, prompt in ((ENCODERS, "a zork"), (TOKENS, "a embedding:others")):
+        active = Text("sdxl", config, clip=text.clip, active=True)
+        (live,) = active.live(active.batch(("a zork",)))
+        loaded = text.clip
+        if active.text.tokens:
+            active.text.tokens.write("others.safetensors", active.adapters.state())
+        else:
+            assert {key.partition("text_model")[0] for key in active.adapters.members} == encoders
+            _, loaded = comfy.sd.load_lora_for_models(None, text.clip, active.file(), 1.0, 1.0)
+        theirs = at_inference(loaded, prompt)
+        assert not torch.equal(theirs["pooled_output"], batch.text[0]["pooled_output"])
+        for name in theirs:
+            torch.testing.assert_close(live[name].detach(), theirs[name], rtol=1e-4, atol=1e-4)
+    assert "not loaded" not in caplog.text and "does not exist" not in caplog.text

@@ -15,6 +15,7 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
+from lora_workbench.nodes.host.conditions import UNBATCHED
 from lora_workbench.training.batches import Batch
 from toyworld.node_pack import models
 
@@ -105,7 +106,7 @@ class Kind:
     flow: bool = True
     size: tuple[int, int] = SIZE
     extra: dict = field(default_factory=dict)
-    """Further tensors of a caption: name -> (shape, dtype)."""
+    """What else its text encoder says: name -> numbers."""
 
 
 KINDS = {
@@ -127,7 +128,7 @@ KINDS = {
         },
         40,
     ),
-    "lumina2": Kind("Lumina2", {**NEXT_DIT, "rope_theta": 10000.0}, 40, extra={"attention_mask": ((6,), torch.int64)}),
+    "lumina2": Kind("Lumina2", {**NEXT_DIT, "rope_theta": 10000.0}, 40, extra={"attention_mask": [1] * 6}),
     "z_image": Kind(
         "Lumina2",
         {
@@ -154,6 +155,50 @@ KINDS = {
             "axes_dims_rope": (8, 8, 8),
         },
         40,
+        extra={"attention_mask": [1, 1, 1, 1, 0, 0]},
+    ),
+    "flux2": Kind(
+        "Flux2",
+        {
+            "image_model": "flux2",
+            **FLUX_LIKE,
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "axes_dim": [6, 6, 6, 6],
+            "txt_ids_dims": [3],
+            "guidance_embed": True,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "qkv_bias": False,
+            "ops_bias": False,
+        },
+        40,
+        channels=128,
+        downscale=16,
+    ),
+    "hidream": Kind(
+        "HiDream",
+        {
+            "image_model": "hidream",
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 24,
+            "num_attention_heads": 2,
+            "caption_channels": [40, 32],
+            "text_emb_dim": 24,
+            "num_routed_experts": 2,
+            "num_activated_experts": 1,
+            "axes_dims_rope": (8, 8, 8),
+            "max_resolution": (16, 16),
+            "llama_layers": [0, 1],
+        },
+        40,
+        pooled=24,
+        extra={"conditioning_llama3": [[[0.01 * (i * j % 17) - 0.05 for i in range(32)] for j in range(5)]] * 2},
     ),
     "aura_flow": Kind(
         "AuraFlow",
@@ -208,11 +253,38 @@ KINDS = {
         downscale=32,
     ),
 }
+KERNELS_WITHOUT_GRADIENT = {
+    "anima": Kind(
+        "Anima",
+        {
+            "image_model": "anima",
+            "max_img_h": 24,
+            "max_img_w": 24,
+            "max_frames": 4,
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_spatial": 2,
+            "patch_temporal": 1,
+            "model_channels": 64,
+            "num_blocks": 2,
+            "num_heads": 2,
+            "crossattn_emb_channels": 1024,
+            "pos_emb_cls": "rope3d",
+            "pos_emb_learnable": True,
+            "use_adaln_lora": True,
+            "adaln_lora_dim": 16,
+        },
+        1024,
+        extra={"t5xxl_ids": [3, 5, 7, 1], "t5xxl_weights": [1.0, 1.0, 1.0, 1.0]},
+    ),
+}
+"""What some versions of ComfyUI cannot differentiate."""
+ALL = {**KINDS, **KERNELS_WITHOUT_GRADIENT}
 
 
 def model(name: str, seed: int = 0, *, inference: bool = True):
     """A MODEL of a kind; with `inference` off its weights are ordinary tensors, which plain autograd may keep."""
-    kind = KINDS[name]
+    kind = ALL[name]
     cpu = torch.device("cpu")
     with torch.inference_mode(inference):
         settings = getattr(comfy.supported_models, kind.settings)(dict(kind.config))
@@ -239,24 +311,23 @@ def _draw(network: torch.nn.Module, seed: int) -> None:
 
 def caption(name: str, number: int = 0, tokens: int = 6) -> dict[str, Tensor]:
     """The encoded text of a caption."""
-    kind, random = KINDS[name], torch.Generator().manual_seed(100 + number)
+    kind, random = ALL[name], torch.Generator().manual_seed(100 + number)
     entry = {"cross_attn": torch.randn(tokens, kind.text, generator=random)}
     if kind.pooled:
         entry["pooled_output"] = torch.randn(kind.pooled, generator=random)
-    for key, (shape, dtype) in kind.extra.items():
-        entry[key] = torch.ones(shape, dtype=dtype)
+    entry |= {key: torch.tensor(numbers) for key, numbers in kind.extra.items()}
     return entry
 
 
 def latents(name: str, count: int = 2, seed: int = 0) -> Tensor:
     """Latents (B, C, h, w) in the kind's own latent space."""
-    kind = KINDS[name]
+    kind = ALL[name]
     width, height = (side // kind.downscale for side in kind.size)
     return torch.randn(count, kind.channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def levels(name: str, count: int = 2) -> Tensor:
-    return torch.tensor([0.3, 0.8] if KINDS[name].flow else [0.7, 5.0])[:count]
+    return torch.tensor([0.3, 0.8] if ALL[name].flow else [0.7, 5.0])[:count]
 
 
 class Batches:
@@ -272,7 +343,7 @@ class Batches:
 
 def condition(name: str, entry: dict[str, Tensor], guidance: float | None) -> list:
     """A caption as the sampler gets it from CLIPTextEncode."""
-    extra = {key: value[None] for key, value in entry.items() if key != "cross_attn"}
+    extra = {key: value if key in UNBATCHED else value[None] for key, value in entry.items() if key != "cross_attn"}
     return [entry["cross_attn"][None], {**extra, **({} if guidance is None else {"guidance": guidance})}]
 
 

@@ -66,7 +66,7 @@ LAYERS = {
 
 ALIKE = (
     {"sd1", "sd2"},
-    {"flux", "chroma", "hunyuan_image"},
+    {"flux", "flux2", "chroma", "hunyuan_image"},
     {"lumina2", "z_image"},
 )
 """Families with layers of the same names, so that names cannot tell them apart."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+
 import comfy.model_base
 import torch
 
@@ -34,6 +37,9 @@ REFUSED = {
     "SAM3": _NO_PICTURES,
 }
 
+# Kernels that these call in training too, and that have no backward; other versions of ComfyUI do without.
+KERNELS = {"Anima": "rms_rope_split_half", "JoyImage": "rms_rope", "ErnieImage": "apply_rope_split_half"}
+
 SINGLE_FRAMES = ("QwenImage", "Anima", "Krea2", "JoyImage")
 """Image models whose latents have the shape of a video of one frame."""
 
@@ -64,6 +70,11 @@ def family_of(model) -> Family:
         if ancestor.__name__ in REFUSED:
             raise ValueError(f"This MODEL is a {kind}, which {REFUSED[ancestor.__name__]}, so it cannot be trained.")
     _check_latents(base, kind)
+    if KERNELS.get(kind, "") and _calls(base.diffusion_model, KERNELS[kind]):
+        raise ValueError(
+            f"This MODEL is a {kind}, which this version of ComfyUI computes with a kernel that has no gradient: "
+            "load another model, or use another version of ComfyUI."
+        )
     known = _known(base)
     family = known or _by_structure(base, kind)
     # Where a family has no row, its configuration may count channels in its own way.
@@ -142,6 +153,12 @@ def _by_structure(base, kind: str) -> Family:
             "model made of such blocks."
         )
     return family
+
+
+def _calls(network, kernel: str) -> bool:
+    """Whether the code that ComfyUI has for a network names a kernel."""
+    modules = {kind.__module__ for kind in type(network).__mro__ if kind.__module__.startswith("comfy.")}
+    return any(f".{kernel}(" in inspect.getsource(sys.modules[name]) for name in modules)
 
 
 def _has_more_inputs(base) -> bool:

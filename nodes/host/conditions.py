@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+UNBATCHED = ("t5xxl_ids", "t5xxl_weights")
+"""What some text encoders say beside the text without the dimension of a batch."""
 Conditions = dict[str, object]
 """The further arguments of a network for one picture: tensors with a batch of one, and plain values."""
 
@@ -20,7 +22,7 @@ def conditions_of(
     """
     width, height = size
     conditions = base.extra_conds(
-        **{name: tensor[None].to(noisy.device) for name, tensor in entry.items()},
+        **{name: (tensor if name in UNBATCHED else tensor[None]).to(noisy.device) for name, tensor in entry.items()},
         noise=noisy[:1],
         latent_image=noisy[:1],
         device=noisy.device,

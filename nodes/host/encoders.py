@@ -29,11 +29,15 @@ class GraphEncoder:
             self.text_key += f"-{new_tokens.key}"
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(H, W, 3) float in 0..1 -> (C, H/8, W/8) float32 in model space: the mean of the posterior, scaled."""
+        """(H, W, 3) float in 0..1 -> (C, H/8, W/8) float32 in model space: the mean of the posterior, scaled.
+
+        Some VAEs divide sides by 16 or 32; those for videos give one frame, whose dimension is dropped.
+        """
         throw_if_cancelled()
         with torch.inference_mode():
             encoded = self._vae.encode(pixels[None])
-            return self._model.model.process_latent_in(encoded)[0].float().cpu()
+            latents = self._model.model.process_latent_in(encoded)[0].float().cpu()
+            return latents.squeeze(1) if latents.ndim == 4 else latents
 
     def text(self, caption: str) -> dict[str, Tensor]:
         """The conditioning of a caption, word for word: brackets are letters here, not prompt weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...captioning.style import SENTENCES, style_of
+from .conditions import UNBATCHED
 
 CLIP_ENCODERS = ("clip_l", "clip_g")
 """Names of the text encoders that can be trained, in ComfyUI's words; they are those of embedding files too."""
@@ -37,6 +38,12 @@ def literal_tokens(clip, text: str) -> dict:
 
 
 def entries_of(encoded: dict) -> dict[str, Tensor]:
-    """What the network is told about one text, by name, without the dimension of the batch."""
+    """What the network is told about one text, by name, without the dimension of the batch.
+
+    Numbers are float32; masks and token numbers stay integers, since networks tell masks from numbers by that.
+    """
     named = {"cross_attn": encoded["cond"], **{name: value for name, value in encoded.items() if name != "cond"}}
-    return {name: value[0].float() for name, value in named.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value if name in UNBATCHED else value[0] for name, value in named.items() if isinstance(value, Tensor)
+    }
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

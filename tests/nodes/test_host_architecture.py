@@ -142,6 +142,15 @@ def test_a_network_without_repeated_blocks_is_refused_in_one_sentence():
         family_of(patcher)
 
 
+def test_a_model_whose_kernels_have_no_gradient_is_refused_by_the_versions_that_have_those_kernels():
+    import comfy.ldm.cosmos.predict2
+
+    if "rms_rope_split_half(" not in inspect.getsource(comfy.ldm.cosmos.predict2):
+        pytest.skip("this ComfyUI computes Anima without that kernel")
+    with pytest.raises(ValueError, match="Anima, .* a kernel that has no gradient: load another model"):
+        family_of(familytoys.model("anima"))
+
+
 def test_flow_that_multiplies_its_noise_is_refused():
     patcher = familytoys.model("qwen_image")
     patcher.model.model_sampling.noise_scale = 2.0

@@ -76,9 +76,10 @@ class Findings:
 
 
 def write(run: TrainingRun, findings: Findings) -> Path:
-    """Write the page into the run's folder, whole or not at all, and say where it is."""
-    path = run.folder / FILE
-    write_atomically(path, page(run, findings).encode())
+    """Write the page into the run's folder, unless the same is there already, and say where it is."""
+    path, data = run.folder / FILE, page(run, findings).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
     return path
 
 

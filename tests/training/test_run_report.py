@@ -129,6 +129,13 @@ def picture_of(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
 
 
+def test_a_page_that_would_be_the_same_is_not_written_again(run, findings):
+    before = write(run, findings).stat().st_mtime_ns
+    assert write(run, findings).stat().st_mtime_ns == before
+    run.add_note("Something happened.")
+    assert "Something happened." in write(run, findings).read_text("utf-8")
+
+
 def test_a_run_with_nothing_to_compare_still_has_a_report(tmp_path):
     run = TrainingRun.open(tmp_path / "runs", tmp_path / "loras", "plain", {"model": "toy"})
     run.save(Snapshot(1, {"a": torch.ones(2)}, {}), write_lora, None)

@@ -57,7 +57,10 @@ def _node_id(value: object) -> str:
 
 
 async def _finish(request: web.Request) -> web.Response:
-    body = await request.json()
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
     node_id = _node_id(body.get("node_id") if isinstance(body, dict) else None)
     request_finish(node_id)
     return web.json_response({"finishing": node_id})

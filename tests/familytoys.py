@@ -280,6 +280,7 @@ KERNELS_WITHOUT_GRADIENT = {
 }
 """What some versions of ComfyUI cannot differentiate."""
 ALL = {**KINDS, **KERNELS_WITHOUT_GRADIENT}
+KINDS = {name: kind for name, kind in KINDS.items() if hasattr(comfy.supported_models, kind.settings)}
 
 
 def model(name: str, seed: int = 0, *, inference: bool = True):

@@ -15,8 +15,10 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from lora_workbench.nodes.host import loras
+from lora_workbench.nodes.host.encoders import GraphEncoder
 from lora_workbench.nodes.host.proof import prove
 from lora_workbench.nodes.host.sampling import SamplerSettings, sample_picture
+from lora_workbench.nodes.host.text_encoders import entries_of
 from lora_workbench.training import lora_family, lora_file
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.families import FULL, LAYER_PRESETS
@@ -202,3 +204,47 @@ def test_a_lora_that_was_trained_here_is_known_to_be_for_this_model_by_its_layer
     assert lora_family.family_of(described) == loras.model_family(patcher)
     assert not lora_family.mismatch(lora_family.family_of(keys), loras.model_family(patcher))
     assert lora_family.mismatch("sdxl", loras.model_family(patcher))
+
+
+# What the encoders of such families say
+
+
+def test_masks_and_token_numbers_stay_what_they_are_and_only_the_dimension_of_the_batch_is_dropped():
+    """Networks tell a mask of integers from numbers that are added to attention by its type alone."""
+    encoded = {
+        "cond": torch.zeros(1, 6, 40, dtype=torch.float16),
+        "attention_mask": torch.ones(1, 6, dtype=torch.int64),
+        "t5xxl_ids": torch.tensor([3, 1], dtype=torch.int32),
+        "pooled_output": None,
+    }
+    entry = entries_of(encoded)
+    assert {name: (tuple(value.shape), value.dtype) for name, value in entry.items()} == {
+        "cross_attn": ((6, 40), torch.float32),
+        "attention_mask": ((6,), torch.int64),
+        "t5xxl_ids": ((2,), torch.int32),
+    }
+
+
+def test_a_vae_for_videos_gives_a_picture_without_the_dimension_of_frames():
+    patcher, clip = familytoys.model("qwen_image"), hosttoys.clip("flux")
+
+    class VideoVae:
+        latent_channels, patcher = 16, clip.patcher
+
+        def encode(self, pixels):
+            return torch.ones(1, 16, 1, pixels.shape[1] // 8, pixels.shape[2] // 8)
+
+    encoder = GraphEncoder(patcher, clip, VideoVae())
+    assert encoder.latents(torch.zeros(64, 48, 3)).shape == (16, 8, 6)
+
+
+def test_pictures_whose_network_is_told_different_things_go_through_in_turn_and_keep_their_order():
+    """Lumina is told how many words count, which cannot be said for two pictures at once."""
+    denoiser = hosttoys.loaded(familytoys.model("lumina2"))
+    hosttoys.attach(denoiser)
+    entries = [familytoys.caption("lumina2", number) for number in range(3)]
+    entries[1]["attention_mask"] = torch.tensor([1, 1, 1, 0, 0, 0])
+    noisy, sigma = familytoys.latents("lumina2", 3), torch.tensor([0.3, 0.8, 0.5])
+    together = denoised_by_us(denoiser, "lumina2", noisy, sigma, entries)
+    apart = [denoised_by_us(denoiser, "lumina2", noisy[[i]], sigma[[i]], entries[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-4)

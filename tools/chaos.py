@@ -222,7 +222,7 @@ def phase_of(text: str) -> str:
 def check_whole(world: World) -> tuple[int, int]:
     """How many files there are and how many unfinished ones; Broken when one under its own name is not whole."""
     files = [path for top in (world.loras, world.work) if top.exists() for path in top.rglob("*") if path.is_file()]
-    leftovers = [path for path in files if path.name.startswith(".writing-") or path.suffix == ".part"]
+    leftovers = [path for path in files if path.name.startswith(".writing-")]
     whole = [path for path in files if path not in leftovers]
     for path in whole:
         try:
@@ -250,9 +250,9 @@ def read_fully(path: Path) -> None:
 
 
 def check_settled(world: World) -> None:
-    """Broken when a training that ended left anything unfinished behind."""
-    left = [path for top in (world.loras, world.work) for path in top.rglob("*")]
-    left = [path.name for path in left if path.name.startswith(".writing-") or path.suffix == ".part"]
+    """Broken when a training that ended left unfinished files behind; those of the shared cache are cleaned later."""
+    left = [path for top in (world.loras, world.work / "runs") for path in top.rglob("*")]
+    left = [path.name for path in left if path.name.startswith(".writing-")]
     if left:
         raise Broken(f"A finished training left unfinished files behind: {', '.join(left)}")
 

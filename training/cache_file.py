@@ -13,6 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .whole_file import WRITING, remove_leftovers
+
+HOUR = 3600.0
+"""Seconds after which nobody can still be writing a file of the cache."""
+
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a cache file; raises ValueError when it is missing or damaged."""
@@ -56,7 +61,7 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
 def _write_bytes(path: Path, data: bytes) -> None:
     """The whole file or none: written under another name, then renamed."""
     with _writing_to(path.parent):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -67,10 +72,11 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def try_writing(folder: Path) -> None:
-    """Make the folder; OSError naming it when nothing can be written there."""
+    """Make the folder; OSError naming it when nothing can be written there. What a killed process left is removed."""
     with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    remove_leftovers([folder], older_than=HOUR)
 
 
 @contextmanager

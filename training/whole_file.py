@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -50,12 +51,16 @@ def write_keeping(path: Path, data: bytes, previous: Path) -> None:
     write_atomically(path, data)
 
 
-def remove_leftovers(folders: Iterable[Path]) -> None:
-    """Delete what a killed process was writing; only for folders that nobody else writes to."""
+def remove_leftovers(folders: Iterable[Path], older_than: float = 0.0) -> None:
+    """Delete what a killed process was writing.
+
+    In folders that others may be writing to at this moment, only what has not changed for `older_than` seconds.
+    """
     for folder in folders:
         for path in folder.glob(f"{WRITING}*"):
             with suppress(OSError):
-                path.unlink()
+                if not older_than or time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:

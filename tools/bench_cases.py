@@ -137,9 +137,9 @@ class OurStep:
     def __call__(self) -> float:
         return next(self._steps).loss
 
-    def settle(self) -> None:
-        """Have as many weights on the device as the plan says, whatever another plan left there."""
-        self._denoiser.load()
+    def settle(self, plan) -> None:
+        """Go on by another memory plan."""
+        self._denoiser.prepare(self.adapters, plan)
 
     def release(self) -> None:
         """Take everything off the device."""

@@ -5,25 +5,21 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 
-from bench_cases import WARM_UP_STEPS, Case, OurStep, loaded_model, median_ratio, peak, seconds
+from bench_cases import Case, OurStep, loaded_model, median_ratio, peak, seconds
 
 MIB = 2**20
 
 
 def memory_lines(case: Case, rounds: int) -> list[dict[str, object]]:
     """A line a plan; `over_plain` is its time over that of the plan that gives nothing up, in the same round."""
-    model = loaded_model(case)
-    steps = {plan: OurStep(model, replace(case, checkpointing=False), plan) for plan in plans(case)}
-    times: dict[object, list[float]] = {plan: [] for plan in steps}
-    for number in range(WARM_UP_STEPS + rounds):
-        for plan, step in steps.items():
-            step.settle()
-            if number < WARM_UP_STEPS:
-                step()
-            else:
-                times[plan].append(seconds(step, case.device))
-    plain = next(iter(steps))
-    return [line(case, plan, step, times[plan], times[plain]) for plan, step in steps.items()]
+    step, chosen = OurStep(loaded_model(case), replace(case, checkpointing=False)), plans(case)
+    times: dict[object, list[float]] = {plan: [] for plan in chosen}
+    for _ in range(rounds):
+        for plan in chosen:
+            step.settle(plan)
+            step()  # warms up: what a change of plan costs is not a step's
+            times[plan].append(seconds(step, case.device))
+    return [line(case, plan, step, times[plan], times[chosen[0]]) for plan in chosen]
 
 
 def plans(case: Case) -> list:
@@ -37,7 +33,8 @@ def plans(case: Case) -> list:
 
 def line(case: Case, plan, step: OurStep, taken: list[float], plain: list[float]) -> dict[str, object]:
     """What was measured of one plan; the peak is what lives beside the weights and adapters."""
-    step.settle()
+    step.settle(plan)
+    step()
     return {
         "case": f"{case.size}-{case.family}",
         "family": case.family,

@@ -17,7 +17,6 @@ MARGIN = 1.08
 """What is left free beside a prediction: allocators do not fill memory without gaps."""
 STATE_BYTES = {"adamw": 8, "adamw 8-bit": 2, "adafactor": 1, "prodigy": 16, "lion": 4, "schedule-free": 8}
 """Bytes that an optimizer keeps for each trained value."""
-_GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -141,10 +140,3 @@ def _after(choices: tuple, current: object) -> object | None:
 def trained_bytes(values: int, optimizer: str, averaged: bool) -> int:
     """Bytes of so many trained float32 values with their gradients, optimizer state and averaged copy."""
     return values * (4 + 4 + STATE_BYTES[optimizer] + (4 if averaged else 0))
-
-
-def forecast(plan: MemoryPlan, peak: int, free: int, seconds: float, steps: int) -> str:
-    """What a run will take, in one line for its user."""
-    total = round(seconds * steps)
-    clock = f"{total // 3600} h {total // 60 % 60:02} min" if total >= 3600 else f"{max(1, round(total / 60))} min"
-    return f"{plan}: {peak / _GIB:.1f} of {free / _GIB:.1f} GB, {seconds:.2f} s a step, about {clock} for {steps} steps"

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...training.batches import Batch
 from ...training.lora import Adapters
 from ...training.memory import RECOMPUTE, RESIDENT, Choices, MemoryPlan, Needs, fits, trained_bytes
-from ...training.objective import Objective
 
 if TYPE_CHECKING:
     from .model import LoadedModel
@@ -80,18 +78,6 @@ def needs_of(
     )
 
 
-def pass_of(denoiser: LoadedModel, objective: Objective, batch: Batch) -> Callable[[], None]:
-    """A forward and backward of `batch` as `train()` does it, for the preflight."""
-
-    def backward() -> None:
-        with denoiser.adapted():
-            question = objective.question(denoiser, batch, 0)
-            for part in question.parts(denoiser.parts):
-                (objective.losses(denoiser, part).sum() * denoiser.loss_scale / len(question)).backward()
-
-    return backward
-
-
 def preflight(
     denoiser: LoadedModel, adapters: Adapters, backward: Callable[[], object], choices: Choices, needs: Needs
 ) -> Measured:
@@ -128,29 +114,6 @@ def preflight(
             denoiser.prepare(adapters, settled, measured.needs)
             return replace(measured, plan=settled, notes=tuple(notes))
         plan, needs = better, measured.needs
-
-
-@dataclass
-class Fit:
-    """The plan that a training runs under; it gives way when memory runs out."""
-
-    denoiser: LoadedModel
-    choices: Choices
-    plan: MemoryPlan
-    needs: Needs
-
-    def prepare(self, adapters: Adapters) -> None:
-        """Load and attach by the plan: before the first step, after a pause, and after stepping down."""
-        self.denoiser.prepare(adapters, self.plan, self.needs)
-
-    def step_down(self) -> str | None:
-        """Take the next smaller plan from the next `prepare()` on; what moved in words, None when nothing is left."""
-        give_back_memory()
-        step = self.choices.stepped_down(self.plan)
-        if step is None:
-            return None
-        self.plan, moved = step
-        return moved
 
 
 def _smaller_than(too_large: list[MemoryPlan], choices: Choices, plan: MemoryPlan) -> MemoryPlan:

@@ -98,6 +98,9 @@ class LoadedModel:
 
         The adapters move to the device. Nothing about the network changes until `adapted()`.
         """
+        if plan != self._plan:
+            # What was allocated under another plan is in pieces of other sizes.
+            give_back_memory()
         self._plan, self.parts = plan, plan.parts
         self._room = 0 if needs is None else needs.beside_weights(plan)
         self.load()

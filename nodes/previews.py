@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
 
 from ..training.description import add_cover
+from ..training.embeddings import embedding_names, worded
 from ..training.figures import labelled_grid
 from ..training.loop import Snapshot
-from ..training.run import Checkpoint, TrainingRun
+from ..training.run import Checkpoint, WriteLora
 from ..training.whole_file import write_atomically
 from .host import loras
-from .host.model import LoadedModel
 from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings, encode_prompt, sample_picture
+from .lora_writer import lora_name
 from .pictures import png_bytes, to_picture
+
+if TYPE_CHECKING:
+    from .job import Job
 
 MOST_COLUMNS = 12
 
@@ -27,20 +33,26 @@ MOST_COLUMNS = 12
 class Previews:
     """The preview pictures of a run, kept on disk under what decides them, so that none is made twice."""
 
-    def __init__(self, request, denoiser: LoadedModel, run: TrainingRun) -> None:
-        family, size = denoiser.family, request.dataset.resolution
-        self._request, self._denoiser, self._run = request, denoiser, run
-        self._prompts = prompts_of(request)
+    def __init__(self, job: Job) -> None:
+        family, size = job.denoiser.family, job.dataset.resolution
+        self._job, self._request, self._run = job, job.request, job.run
+        self._prompts = prompts_of(job.request)
         self._settings = SamplerSettings(
-            size // 8 * 8, size // 8 * 8, request.seed, family.cfg, family.sampler, family.scheduler
+            size // 8 * 8, size // 8 * 8, job.request.seed, family.cfg, family.sampler, family.scheduler
         )
         self._conditioning: list[list] | None = None
+        self.seconds = 0.0
+        """How long the last row took to make; 0 while none was."""
 
     def encode_prompts(self, progress: Progress) -> None:
         """Encode the prompts now, so that the text encoders need not come back while the model trains."""
         if self._conditioning is None:
             progress.phase("Encoding the preview prompts")
-            self._conditioning = [encode_prompt(self._request.clip, prompt) for prompt in (*self._prompts, "")]
+            self._conditioning = self._encoded(self._request.clip, self._prompts)
+
+    def _encoded(self, clip, prompts: Sequence[str]) -> list[list]:
+        """The conditioning of each prompt, and at the end that of none."""
+        return [encode_prompt(clip, prompt) for prompt in (*prompts, "")]
 
     def show_baseline(self, progress: Progress) -> None:
         """Make the pictures of the untrained base, the column everything else is compared with."""
@@ -51,16 +63,17 @@ class Previews:
         if not checkpoint.average:
             progress.show(self._row(checkpoint, progress)[0])
 
-    def show_unsaved(
-        self, snapshot: Snapshot, write_lora: Callable[[Path, Snapshot], None], progress: Progress
-    ) -> None:
-        """Make the pictures of a step that has no checkpoint, from a LoRA file that is gone afterwards."""
-        path = self._run.folder / "preview.safetensors"
+    def show_unsaved(self, snapshot: Snapshot, write_lora: WriteLora, progress: Progress) -> None:
+        """Make the pictures of a step that has no checkpoint, from files that are gone afterwards."""
+        path, text = self._run.folder / "preview.safetensors", self._job.text
+        name = lora_name(self._job, path)
         try:
             write_lora(path, snapshot)
-            self.show(Checkpoint(snapshot.step, str(path), path.name), progress)
+            self.show(Checkpoint(snapshot.step, str(path), name), progress)
         finally:
             path.unlink(missing_ok=True)
+            if text is not None and text.tokens is not None:
+                text.tokens.remove(name)
 
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
@@ -81,14 +94,16 @@ class Previews:
         paths = [self._path(checkpoint, prompt) for prompt in self._prompts]
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         if missing:
+            started = time.perf_counter()
             self.encode_prompts(progress)
             progress.phase(f"Making the previews of step {step}")
-            with self._model(checkpoint) as model:
+            with self._model(checkpoint) as (model, conditioning):
                 for number in missing:
                     throw_if_cancelled()
-                    picture = self._sample(model, number)
+                    picture = self._sample(model, conditioning[number], conditioning[-1])
                     write_atomically(paths[number], png_bytes(picture, self._request.graph.png_info()))
                     progress.live.preview(step, self._prompts[number], paths[number])
+            self.seconds = time.perf_counter() - started
         for prompt, path in zip(self._prompts, paths, strict=True):
             progress.live.preview(step, prompt, path)
         pictures = [Image.open(path).convert("RGB") for path in paths]
@@ -97,24 +112,31 @@ class Previews:
         return pictures
 
     @contextmanager
-    def _model(self, checkpoint: Checkpoint | None) -> Iterator:
-        """The MODEL with the checkpoint on; afterwards the weights that both share are the base's own again."""
+    def _model(self, checkpoint: Checkpoint | None) -> Iterator[tuple[object, list[list]]]:
+        """The MODEL with the checkpoint on, and what its text encoders say of the prompts.
+
+        Afterwards the weights that it shares with the base are the base's own again.
+        """
         if checkpoint is None:
-            yield self._request.model
+            yield self._request.model, self._conditioning
             return
         lora = loras.read_lora(Path(checkpoint.path))
         try:
-            yield loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)[0]
+            model, clip = loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)
+            text, prompts = self._job.text, self._prompts
+            if text is not None and text.tokens is not None:
+                names = embedding_names(text.tokens.triggers, checkpoint.lora_name)
+                prompts = [worded(prompt, names) for prompt in prompts]
+            yield model, self._conditioning if text is None else self._encoded(clip, prompts)
         finally:
-            self._denoiser.load()
+            self._job.denoiser.load()
 
-    def _sample(self, model, number: int) -> Image.Image:
-        positive, negative = self._conditioning[number], self._conditioning[-1]
+    def _sample(self, model, positive: list, negative: list) -> Image.Image:
         pixels: Tensor = sample_picture(model, self._request.vae, positive, negative, self._settings)
         return to_picture(pixels)
 
     def _path(self, checkpoint: Checkpoint | None, prompt: str) -> Path:
-        key = hashlib.sha256(f"{prompt}\n{self._settings}\n{self._denoiser.identity}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{prompt}\n{self._settings}\n{self._job.denoiser.identity}".encode()).hexdigest()[:16]
         return self._run.folder / "previews" / f"{checkpoint.step if checkpoint else 0:06d}_{key}.png"
 
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
 from . import job
-from .host import loras
+from .host import folders, loras
 from .host.graph import Graph
 from .host.live import LiveRun, mean_of
 from .host.progress import Progress
@@ -17,6 +17,7 @@ from .pictures import to_image
 from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK
 
 CONTINUE, START_OVER = "continue", "start over"
+NOTHING = "nothing"
 
 
 class LoraWorkbenchTrainer(io.ComfyNode):
@@ -98,6 +99,22 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     ),
                 ),
                 SETTINGS.Input("settings", optional=True, tooltip="Expert settings from LoRA Training Settings."),
+                io.Float.Input(
+                    "stop_after",
+                    default=0.0,
+                    min=0.0,
+                    max=100_000.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Minutes the training may take: steps and schedule are fitted to it. 0 = no limit.",
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    options=[NOTHING, *folders.lora_names()],
+                    optional=True,
+                    advanced=True,
+                    tooltip="A LoRA to begin with instead of nothing, from any trainer. Its rank may differ.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the trained LoRA on, at strength 1."),
@@ -129,6 +146,8 @@ class LoraWorkbenchTrainer(io.ComfyNode):
         seed,
         resume,
         settings: ExpertSettings | None = None,
+        stop_after: float = 0.0,
+        start_from: str = NOTHING,
     ) -> io.NodeOutput:
         request = job.Request(
             model=model,
@@ -144,6 +163,8 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             preview_prompts=preview_prompts,
             seed=seed,
             start_over=resume == START_OVER,
+            stop_after=stop_after,
+            start_from="" if start_from == NOTHING else start_from,
             settings=settings or ExpertSettings(),
             graph=Graph.of(cls.hidden),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def at_forward(patcher, number: int, act, *, training: bool = True):
     calls = []
 
     def before(*_):
-        if (mm.in_training and torch.is_grad_enabled()) == training:
+        if (is_a_step() if training else not (mm.in_training and torch.is_grad_enabled())):
             calls.append(None)
             if len(calls) == number:
                 act()
@@ -168,6 +169,15 @@ def at_forward(patcher, number: int, act, *, training: bool = True):
         yield
     finally:
         handle.remove()
+
+
+def is_a_step() -> bool:
+    """Whether training asks the network now, and not only tries how a step fits into the memory."""
+    frame, callers = sys._getframe(), set()
+    while frame is not None:
+        callers.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return mm.in_training and torch.is_grad_enabled() and "preflight" not in callers
 
 
 def interrupt() -> None:

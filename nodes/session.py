@@ -1,0 +1,229 @@
+"""One training, from the first picture encoded to the last file written: what goes around `train()`.
+
+Encode, load, try a step, then
+
+    train -> enduring -> watched -> recorded -> validated -> what is shown
+
+where each stage passes the events of the one before on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..training.batches import Batch, Batches, largest, load
+from ..training.cache import Cached, encode
+from ..training.endurance import enduring
+from ..training.loop import Snapshot, Step, add_gradients, train
+from ..training.lora import Adapters, Part
+from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, RESIDENT
+from ..training.objective import Objective
+from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan, fitted
+from ..training.run import Checkpoint, TrainingRun, recorded, validated
+from ..training.targets import UNET
+from ..training.validation import validation_loss
+from .host import folders
+from .host.controls import Controls
+from .host.memory import OUT_OF_MEMORY, Measured, choices_for, needs_of, preflight
+from .host.progress import Progress, watched
+from .host.warm_start import warm_start
+from .lora_writer import proved, writer
+from .previews import Previews
+
+if TYPE_CHECKING:
+    from .job import Job
+
+RECOMPUTED = {
+    AUTOMATIC: RECOMPUTE,
+    ON: (EVERY_BLOCK,),
+    OFF: (NO_BLOCK,),
+    EVERY_SECOND: (EVERY_SECOND_BLOCK,),
+}
+FITTED = "fitted"
+
+
+def trained(job: Job, previews: Previews, progress: Progress) -> Job:
+    """Train what is left of the job, and return it with the plan that it came to.
+
+    Raises what `execute` does; what was trained until then is saved.
+    """
+    cached = encode(
+        job.dataset,
+        job.encoder,
+        folders.output_folder() / "lora_workbench" / "cache",
+        progress.encoding,
+        classes=job.plan.train.objective.preservation > 0,
+    )
+    previews.encode_prompts(progress)
+    # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
+    with torch.inference_mode(False), Controls(progress.node_id, progress.live.touched) as asked:
+        training = Training(job, cached.examples, [load([picture]) for picture in cached.held_out], asked, progress)
+        training.try_out()
+        previews.show_baseline(progress)
+        training.fit(previews)
+        for event in training.events():
+            if isinstance(event, Checkpoint):
+                proved(training.job, event)
+                if _is_shown(event, training.job.plan):
+                    previews.show(event, progress)
+            elif asked.take("preview"):
+                previews.show_unsaved(event.snapshot(), writer(training.job), progress)
+        job.run.average_of_last(training.job.plan.average_last)
+    return training.job
+
+
+class Training:
+    """The adapters of a job, and the network they are on, from the trial step to the last."""
+
+    def __init__(
+        self, job: Job, examples: Sequence[Cached], held_out: list[Batch], asked: Controls, progress: Progress
+    ) -> None:
+        self.job, self._held_out, self._asked, self._progress = job, held_out, asked, progress
+        self._batches = Batches(examples, job.plan.train.batch_size, job.plan.train.seed)
+        self._largest = largest(examples, job.plan.train.batch_size)
+        text = job.text
+        parts = [Part(UNET, job.denoiser.network, job.denoiser.family.layers), *(text.parts() if text else ())]
+        self._adapters = Adapters.build(parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
+
+    def try_out(self) -> None:
+        """Settle on a memory plan by computing one step, and ask the untrained model about the held-out pictures."""
+        job, config = self.job, self.job.plan.train
+        self._progress.phase("Trying a step")
+        settings = job.request.settings
+        choices = choices_for(job.denoiser.patcher, config.batch_size, RECOMPUTED[settings.checkpointing])
+        if settings.offload >= 0 and choices.resident == RESIDENT:
+            choices = replace(choices, resident=(1 - settings.offload,))
+        self._choices = choices
+        values, size = self._adapters.values.numel(), self._largest.size
+        needs = needs_of(job.denoiser, values, size, config.batch_size, config.optimizer, averaged=config.ema > 0)
+        self._measured = preflight(job.denoiser, self._adapters, self._one_step, choices, needs)
+        self._memory = self._measured.plan
+        self._say(self._measured)
+        job.run.note(settings=str(job.plan), held_out=[example.path.name for example in job.dataset.held_out])
+        started = time.perf_counter()
+        if self._held_out and job.run.base_validation is None:
+            job.run.note_validation(0, self._validation())
+        self._seconds_beside = time.perf_counter() - started
+        self._progress.live.opened(job.run, config.steps)
+
+    def fit(self, previews: Previews) -> None:
+        """Where there is a limit of time, choose as many steps as fit into it; a run keeps what it came to."""
+        minutes, run = self.job.request.stop_after, self.job.run
+        if not minutes or _key(minutes) in run.fact(FITTED, {}):
+            return
+        # A step is its passes over the batches; the optimizer takes next to nothing beside them.
+        step = self._measured.seconds * self.job.plan.train.accumulation
+        chosen = fitted(self.job.plan, minutes, step, self._seconds_beside + previews.seconds)
+        numbers = {
+            "steps": chosen.train.steps,
+            "warmup": chosen.train.warmup,
+            "save_every": chosen.save_every,
+            "preview_every": chosen.preview_every,
+            "validate_every": chosen.validate_every,
+            "notes": chosen.notes,
+        }
+        run.note(**{FITTED: {**run.fact(FITTED, {}), _key(minutes): numbers}})
+        self.job = replace(self.job, plan=chosen)
+        self._progress.live.plan(str(chosen))
+        self._progress.live.opened(run, chosen.train.steps)
+
+    def events(self) -> Iterator[Step | Checkpoint]:
+        """Every step and every file, as they come."""
+        job, run, plan = self.job, self.job.run, self.job.plan
+        resume = run.resume() or self._first()
+        events = enduring(
+            self._begin,
+            resume,
+            slowdown=run.slowdown,
+            out_of_memory=OUT_OF_MEMORY,
+            step_down=self._step_down,
+            paused=self._asked.paused,
+            wait=self._pause,
+            note=self._note,
+            went_back=run.back_to,
+        )
+        events = watched(events, self._progress, plan.train.steps, self._asked)
+        events = recorded(
+            events,
+            run,
+            writer(job),
+            save_every=plan.save_every,
+            last_step=plan.train.steps,
+            asked=lambda: self._asked.take("save"),
+        )
+        if not self._held_out:
+            return events
+        return validated(events, run, self._validation, self._adapters, every=plan.validate_every)
+
+    def _begin(self, resume: Snapshot, slowdown: float) -> Iterator[Step]:
+        self.job.denoiser.prepare(self._adapters, self._memory, self._measured.needs)
+        return train(self.job.denoiser, self._batches, self._adapters, self.job.plan.train, resume, slowdown)
+
+    def _first(self) -> Snapshot:
+        """What training begins with: fresh adapters, or those of a LoRA file."""
+        name = self.job.request.start_from
+        if name:
+            request, file = self.job.request, folders.lora_path(name)
+            self._note(warm_start(self._adapters, request.model, request.clip, file))
+        return Snapshot(0, self._adapters.state(), {})
+
+    def _one_step(self) -> None:
+        """The gradients of the largest batch."""
+        config = self.job.plan.train
+        objective = Objective(config.objective, config.seed)
+        add_gradients(self.job.denoiser, objective, self._adapters, self._largest, 0, share=1.0)
+
+    def _validation(self) -> list[list[float]]:
+        return validation_loss(self.job.denoiser, self._held_out, self.job.plan.train.objective.mask_floor)
+
+    def _step_down(self) -> str | None:
+        step = self._choices.stepped_down(self._memory)
+        if step is None:
+            return None
+        self._memory, moved = step
+        return moved
+
+    def _pause(self) -> None:
+        """Everything off the device until the user goes on."""
+        self._progress.phase("Paused")
+        self.job.denoiser.release()
+        self._adapters.to(torch.device("cpu"))
+        self._asked.wait()
+
+    def _note(self, text: str) -> None:
+        self.job.run.add_note(text)
+        self._progress.live.note(text)
+
+    def _say(self, measured: Measured) -> None:
+        for note in measured.notes:
+            self._note(note)
+        gib = 1024**3
+        seconds = measured.seconds * self.job.plan.train.accumulation
+        left = self.job.plan.train.steps - self.job.run.step
+        self._progress.live.plan(
+            f"{self.job.plan}\nMemory: {measured.plan}, {measured.peak_bytes / gib:.1f} GB of "
+            f"{measured.free_bytes / gib:.1f} GB free. About {seconds:.2g} s a step, {seconds * left / 60:.0f} minutes."
+        )
+
+
+def as_fitted(plan: Plan, run: TrainingRun, minutes: float) -> Plan:
+    """The plan as an earlier queueing with that limit of time fitted it; as it is when there was none."""
+    numbers = run.fact(FITTED, {}).get(_key(minutes))
+    if numbers is None:
+        return plan
+    train_config = replace(plan.train, steps=numbers["steps"], warmup=numbers["warmup"])
+    intervals = {name: numbers[name] for name in ("save_every", "preview_every", "validate_every")}
+    return replace(plan, train=train_config, notes=tuple(numbers["notes"]), **intervals)
+
+
+def _is_shown(checkpoint: Checkpoint, plan: Plan) -> bool:
+    return not checkpoint.average and (checkpoint.step % plan.preview_every == 0 or checkpoint.step >= plan.train.steps)
+
+
+def _key(minutes: float) -> str:
+    return f"{minutes:g}"

@@ -205,7 +205,10 @@ class Lion(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group, parameter in _with_gradient(self):
             mixed, kept = group["betas"]
-            momentum = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(parameter)
+            momentum = state["exp_avg"]
             direction = torch.lerp(parameter.grad, momentum, mixed).sign_()
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
             momentum.lerp_(parameter.grad, 1 - kept)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lora_workbench.training.config import LoraConfig, TrainConfig
+from lora_workbench.training.config import LoraConfig, TextConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ from lora_workbench.training.config import LoraConfig, TrainConfig
         (TrainConfig, "weight_decay", -0.1),
         (TrainConfig, "clip_norm", -1.0),
         (TrainConfig, "schedule", "polynomial"),
+        (TrainConfig, "optimizer", "sgd"),
+        (TrainConfig, "restarts", 0),
+        (TrainConfig, "lora_plus", 0.0),
+        (TrainConfig, "ema", 1.0),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence_naming_it_and_its_value(config, setting, value):
@@ -51,8 +55,28 @@ def test_more_steps_at_a_constant_rate_are_the_same_training_gone_further():
     assert TrainConfig(steps=100).identity() == TrainConfig(steps=900).identity()
 
 
-def test_more_steps_of_a_cosine_are_another_training():
-    assert TrainConfig(steps=100, schedule="cosine").identity() != TrainConfig(steps=900, schedule="cosine").identity()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "cosine"},
+        {"schedule": "linear"},
+        {"schedule": "cosine with restarts"},
+        {"warmup": 0.1},
+        {"text": TextConfig(encoder_rate=0.5, encoder_stop=0.5)},
+    ],
+    ids=str,
+)
+def test_more_steps_are_another_training_where_they_bend_the_learning_rate(settings):
+    assert TrainConfig(steps=100, **settings).identity() != TrainConfig(steps=900, **settings).identity()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"warmup": 10}, {"text": TextConfig(encoder_rate=0.5)}, {"text": TextConfig(encoder_stop=0.5)}],
+    ids=str,
+)
+def test_more_steps_are_the_same_training_where_nothing_hangs_on_them(settings):
+    assert TrainConfig(steps=100, **settings).identity() == TrainConfig(steps=900, **settings).identity()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from toys import Batches, Denoiser, equal
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.ema import averaged, decay_at
 from lora_workbench.training.loop import train
+from lora_workbench.training.validation import validation_loss
 
 RATE = 0.01
 
@@ -62,6 +63,19 @@ def test_switching_the_average_on_for_a_state_without_one_begins_with_its_weight
     kept = decay_at(3, 0.99)
     for name, tensor in resumed.ema.items():
         torch.testing.assert_close(tensor, kept * snapshot.weights[name] + (1 - kept) * resumed.weights[name])
+
+
+def test_the_average_answers_held_out_pictures_no_worse():
+    """With a rate that jumps about, where an average is for."""
+    config = TrainConfig(steps=150, learning_rate=0.03, ema=0.95)
+    last, denoiser = run(config)[-1], Denoiser()
+    held_out = [Batches()[number] for number in range(5)]
+    found = {}
+    for name, weights in (("raw", last.weights), ("average", last.ema)):
+        denoiser.adapters.load(weights)
+        losses = validation_loss(denoiser, held_out)
+        found[name] = sum(map(sum, losses))
+    assert found["average"] <= found["raw"]
 
 
 def test_the_mean_of_checkpoints_is_their_mean():

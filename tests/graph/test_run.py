@@ -20,7 +20,7 @@ pytestmark = pytest.mark.comfy
 PROMPT = f"{drawing.TRIGGER} on a green background"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(server, object_info):
     """The saved workflow of a short training that was queued as the browser does, and its folders."""
     drawing.write_training_folder(server.folder / "input" / "run_pictures", 5)

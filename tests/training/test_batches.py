@@ -177,6 +177,7 @@ def test_the_order_is_the_same_on_every_machine(unread):
 
 
 def test_latents_and_texts_belong_to_the_named_pictures_in_every_epoch(tmp_path):
+    """Trap 11: a cache that is read by step while the order is shuffled gives pictures the captions of others."""
     shades = {f"{shade}.png": shade for shade in range(0, 250, 50)}
     for name, shade in shades.items():
         draw(tmp_path / "set" / name, (64, 64), (shade,) * 3, caption=chr(65 + shade // 50))

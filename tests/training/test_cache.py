@@ -77,6 +77,7 @@ def test_held_out_pictures_are_encoded_too(folder):
 
 
 def test_a_changed_caption_encodes_exactly_that_text(folder):
+    """Trap 12: no cache is stale after a caption was edited."""
     encoded(folder)
     (folder / "red.txt").write_text("something else")
     cached, encoder = encoded(folder)

@@ -22,6 +22,7 @@ def sideways(path, orientation=6):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_pictures_are_turned_upright_as_their_exif_says(tmp_path, suffix):
+    """Trap 17."""
     path = sideways(tmp_path / f"turned{suffix}")
     assert image_size(path) == open_image(path).size == (20, 40)
     red, _, blue = open_image(path).getpixel((10, 5))

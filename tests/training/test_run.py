@@ -244,6 +244,7 @@ def test_no_temporary_file_is_left_and_the_files_are_readable_by_others(folders,
 
 
 def test_when_the_disk_fails_the_old_state_and_record_stay_whole(folders, monkeypatch, tmp_path):
+    """Trap 20: training never ends in peace without its file."""
     run = saved_run(folders, 10)
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
 

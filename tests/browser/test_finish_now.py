@@ -1,11 +1,9 @@
-"""The Trainer's "Finish now" button, on the canvas and in Nodes 2.0."""
-
-import json
+"""The "Finish now" button in the Trainer's panel, on the canvas and in Nodes 2.0."""
 
 import pytest
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
-BUTTON = "Finish now"
+BUTTON, PANEL = "Finish now", "lora_workbench_panel"
 ADD_TRAINER = """values => {
     app.graph.clear();
     const node = LiteGraph.createNode("LoraWorkbenchTrainer");
@@ -16,12 +14,6 @@ ADD_TRAINER = """values => {
     app.canvas.setDirty(true, true);
 }"""
 WIDGETS = "() => Object.fromEntries(app.graph._nodes[0].widgets.map(w => [w.name, w.value]))"
-PLACE = """name => {
-    const node = app.graph._nodes[0], widget = node.widgets.find(w => w.name === name), canvas = app.canvas;
-    const [x, y] = canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]);
-    const corner = canvas.canvas.getBoundingClientRect();
-    return [x + corner.left, y + corner.top];
-}"""
 VALUES = {
     "name": "my star",
     "preset": "style",
@@ -33,6 +25,23 @@ VALUES = {
     "seed": 7,
     "resume": "start over",
 }
+
+
+TRAINING = {
+    "id": "1a",
+    "number": 1,
+    "name": "my star",
+    "status": "training",
+    "phase": "Training",
+    "step": 3,
+    "total": 120,
+    "asked": [],
+    "possible": ["finish", "save", "preview", "pause"],
+    "plan": "",
+    "message": "",
+    **{key: [] for key in ("loss", "smoothed", "validation", "rate", "previews", "notes")},
+}
+"""What the panel is told, so that it shows its buttons; the server itself trains nothing."""
 
 
 @pytest.fixture(params=[False, True], ids=["canvas", "nodes 2.0"])
@@ -50,20 +59,19 @@ def trainer(request, server, page):
 
 
 def test_the_button_asks_the_server_to_finish(trainer):
-    with trainer.expect_request("**/lora_workbench/finish") as asked:
-        if trainer.evaluate("() => LiteGraph.vueNodesMode"):
-            trainer.get_by_role("button", name=BUTTON).click()
-        else:
-            trainer.mouse.click(*trainer.evaluate(PLACE, BUTTON))
     node = trainer.evaluate("() => String(app.graph._nodes[0].id)")
-    assert asked.value.method == "POST" and json.loads(asked.value.post_data) == {"node_id": node}
-    response = asked.value.response()
-    assert response.status == 200 and response.json() == {"finishing": node}
-    trainer.get_by_text("The training stops after this step").wait_for()
+    trainer.route("**/lora_workbench/training/*", lambda route: route.fulfill(json={**TRAINING, "node_id": node}))
+    assert not trainer.get_by_role("button", name=BUTTON).is_visible(), "nothing trains yet"
+    trainer.evaluate("() => app.graph._nodes[0].onConfigure(app.graph._nodes[0].serialize())")
+    with trainer.expect_request("**/lora_workbench/training/*/finish") as asked:
+        trainer.get_by_role("button", name=BUTTON).click()
+    assert asked.value.method == "POST" and asked.value.url.endswith(f"/training/{node}/finish")
+    assert asked.value.response().status == 409
+    trainer.get_by_text(f"Node {node} is not training now, so there is nothing to finish").wait_for()
     assert trainer.problems == []
 
 
-def test_the_button_does_not_shift_what_is_saved(trainer):
+def test_the_panel_does_not_shift_what_is_saved(trainer):
     saved = trainer.evaluate("() => app.graph.serialize()")
     (node,) = saved["nodes"]
     assert node["widgets_values"][: len(VALUES)] == list(VALUES.values())
@@ -71,8 +79,8 @@ def test_the_button_does_not_shift_what_is_saved(trainer):
     trainer.evaluate("saved => app.loadGraphData(saved, true, true)", saved)
     loaded = trainer.evaluate(WIDGETS)
     assert {name: loaded[name] for name in VALUES} == VALUES
-    assert list(loaded)[-1] == BUTTON
+    assert list(loaded)[-1] == PANEL
     queued = trainer.evaluate("async () => (await app.graphToPrompt()).output")
-    assert BUTTON not in queued[str(node["id"])]["inputs"]
+    assert PANEL not in queued[str(node["id"])]["inputs"]
     assert {name: queued[str(node["id"])]["inputs"][name] for name in VALUES} == VALUES
     assert trainer.problems == []

@@ -26,7 +26,7 @@ class LoraWorkbench(ComfyExtension):
     """What ComfyUI asks the pack for."""
 
     async def on_load(self) -> None:
-        """Open the one route the trainer's *Finish now* button needs."""
+        """Open the routes of the Trainer's panel and the caption review."""
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

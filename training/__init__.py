@@ -8,8 +8,12 @@
     cache       Dataset + Encoder            -> CachedDataset: latents, masks and text on disk
     batches     (seed, number)               -> Batch
     families    the model's family           -> which layers, which noise levels
-    lora        network + rank               -> Adapters, kept outside the network
+    targets     networks + patterns          -> which layers, with which rank
+    kinds       a layer + rank               -> what is trained of it: LoRA, DoRA, LoHa, LoKr, OFT
+    lora        all of these                 -> Adapters, kept outside the networks
+    warm_start  a change of a weight         -> adapters that begin with it
     frozen      a layer of the base model    -> the same layer, leaving its weight alone
+    memory      what is free                 -> the plan by which a step fits
     attach      Adapters + network           -> an adapted network, for the length of one step
     noise       (seed, step)                 -> noise level, noisy latents, target
     loop        all of the above             -> Steps; `train()` is the function to read first

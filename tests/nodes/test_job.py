@@ -165,9 +165,7 @@ def test_with_nothing_left_to_train_a_full_disk_is_no_hindrance(trainer, monkeyp
 def another_model(name: str):
     """A tiny MODEL of a family, or a variant, that cannot be trained."""
     tiny, kinds = dict(models.TINY_SDXL), comfy.model_base.ModelType
-    sd1 = {key: value for key, value in tiny.items() if key not in ("num_classes", "adm_in_channels")}
     config, kind = {
-        "SD1": (comfy.supported_models.SD15({**sd1, "context_dim": 768}), comfy.model_base.BaseModel),
         "refiner": (comfy.supported_models.SDXLRefiner(tiny), comfy.model_base.SDXLRefiner),
         "SDXL with a wider pooled text": (
             comfy.supported_models.SDXL({**tiny, "adm_in_channels": 96 + 6 * 256}),
@@ -187,10 +185,9 @@ def another_model(name: str):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("SD1", "This MODEL is a BaseModel, which cannot be trained yet: load an SDXL or FLUX.1 model."),
-        ("refiner", "This MODEL is a SDXLRefiner, which cannot be trained yet: load an SDXL or FLUX.1 model."),
-        ("inpainting SDXL", "This SDXL MODEL is an inpainting or control variant, "),
-        ("FLUX Fill", "This FLUX.1 MODEL is an inpainting or control variant, "),
+        ("refiner", "This MODEL is a SDXLRefiner, which only finishes pictures that another model began, "),
+        ("inpainting SDXL", "This SDXL MODEL is an inpainting, editing or control variant, "),
+        ("FLUX Fill", "This FLUX.1 MODEL is an inpainting, editing or control variant, "),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_named(trainer, name, words):
@@ -264,4 +261,6 @@ def test_the_file_has_the_precision_that_was_asked_for(trainer, precision, dtype
     from lora_workbench.nodes.host import loras
 
     trainer.queue(steps=1, settings=ExpertSettings(save_precision=precision))
-    assert {tensor.dtype for tensor in loras.read_lora(trainer.lora(1)).values()} == {dtype}
+    tensors = loras.read_lora(trainer.lora(1))
+    # Alpha is one number, which need not be rounded.
+    assert {tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha")} == {dtype}

@@ -30,6 +30,7 @@ from .host.proof import Proof
 from .host.text_training import TrainedText
 from .lora_writer import proved
 from .previews import Previews
+from .run_page import write_report
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ def execute(request: Request, progress: Progress) -> Result:
     checkpoints = job.run.result(steps, job.dataset.trigger_word).entries
     if not checkpoints:
         raise ValueError(_why_none(job.run, steps))
-    strip = previews.strip(checkpoints, progress)
-    return Result(job.run, job.plan, checkpoints[-1], proved(job, checkpoints[-1]), strip, job.run.step - before)
+    job.run.average_of_last(job.plan.average_last)
+    strip, proof = previews.strip(checkpoints, progress), proved(job, checkpoints[-1])
+    write_report(job, previews, proof)
+    return Result(job.run, job.plan, checkpoints[-1], proof, strip, job.run.step - before)
 
 
 def prepared(request: Request) -> Job:

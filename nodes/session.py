@@ -73,7 +73,6 @@ def trained(job: Job, previews: Previews, progress: Progress) -> Job:
                     previews.show(event, progress)
             elif asked.take("preview"):
                 previews.show_unsaved(event.snapshot(), writer(training.job), progress)
-        job.run.average_of_last(training.job.plan.average_last)
     return training.job
 
 

@@ -212,6 +212,7 @@ def report(result: job.Result, dataset) -> str:
         f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",
+        f"Report with pictures: {os.path.join('output', 'lora_workbench', 'runs', result.run.name, 'report.html')}",
     ]
     if dataset.trigger_word:
         lines.insert(1, f"Trigger word: {dataset.trigger_word}")

@@ -99,8 +99,8 @@ class _Position:
     def snapshot(self, number: int) -> Snapshot:
         """The newest good state; RuntimeError when there is none but the beginning."""
         state = self._copied()
-        if state is None:
-            raise RuntimeError(f"The state of step {number} is gone, and none before it was kept.")
+        if state is None or not state.step:
+            raise RuntimeError(f"The state of step {number} is gone, and none before it was kept but the beginning.")
         return state
 
     def settle(self) -> None:

@@ -12,7 +12,7 @@ from toys import Batches, Denoiser, equal
 
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.endurance import KEPT_EVERY, Watch, enduring
-from lora_workbench.training.loop import State, Step, train
+from lora_workbench.training.loop import Snapshot, State, Step, train
 
 RATE = 0.01
 
@@ -243,6 +243,20 @@ def test_right_after_going_back_a_cancel_saves_the_good_state_and_not_the_bad_on
         for step in training.steps(went_back=cancelled):
             last = step
     assert (last.number, last.snapshot().step) == (first + 2, KEPT_EVERY)
+
+
+def test_right_after_going_back_to_the_beginning_there_is_nothing_to_save():
+    last = None
+
+    def cancelled(step, slowdown):
+        raise KeyboardInterrupt
+
+    training = Training(batches=_BrokenOnce(4, 5, 6))
+    with pytest.raises(KeyboardInterrupt):
+        for step in training.steps(resume=Snapshot(0, Denoiser().adapters.state(), {}), went_back=cancelled):
+            last = step
+    with pytest.raises(RuntimeError, match="but the beginning"):
+        last.snapshot()
 
 
 def test_after_three_times_it_stops_with_one_sentence():

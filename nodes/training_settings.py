@@ -236,5 +236,4 @@ def _intervals() -> list[io.Input]:
 def _memory() -> list[io.Input]:
     return [
         _number("offload", -1.0, 1.0, "The share of the model streamed from main memory. -1 = automatic, 0 = none."),
-        _switch("compile", "Compile the model's blocks: slow to start, then faster. Needs a GPU and Triton."),
     ]

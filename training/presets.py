@@ -153,7 +153,6 @@ class ExpertSettings:
 
     offload: float = -1.0
     """The share of the model's weights that is streamed to the device instead of kept there; -1 is automatic."""
-    compile: bool = False
 
     def __post_init__(self) -> None:
         one_of("checkpointing", self.checkpointing, CHECKPOINTING)

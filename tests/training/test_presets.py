@@ -82,7 +82,7 @@ OTHER = {
 }
 """A value for each setting that is neither a number that can be one larger nor a line of text."""
 RENAMED = {"text_encoder_rate": "encoder_rate", "text_encoder_stop": "encoder_stop"}
-READ_BY_NAME = {"checkpointing", "save_precision", "offload", "compile"}
+READ_BY_NAME = {"checkpointing", "save_precision", "offload"}
 """What is no part of the plan: the job reads it from the settings."""
 
 

@@ -16,6 +16,7 @@ from lora_workbench.training.loop import clip_gradient, train
 from lora_workbench.training.lora import Adapters
 from lora_workbench.training.objective import Objective
 from lora_workbench.training.optimizer import EXTRAS
+from lora_workbench.training.presets import derived_rate
 from lora_workbench.training.schedule import learning_rate
 
 RATE = 0.01
@@ -48,6 +49,18 @@ def test_training_lowers_the_loss(prediction, checkpointing):
     losses = [step.loss for step in steps]
     assert sum(losses[-30:]) < 0.8 * sum(losses[:30])
     assert [step.number for step in steps] == list(range(1, 121))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns_at_the_rate_that_is_derived_for_it(optimizer):
+    """The toy takes a hundred times the rate of a real model; the ratios between optimizers are the derived ones."""
+    package = EXTRAS.get(optimizer)
+    if package:
+        pytest.importorskip(package)
+    rate = derived_rate(optimizer, 1) * (1 if optimizer == "prodigy" else RATE / derived_rate("adamw", 1))
+    steps, _ = run(TrainConfig(steps=120, learning_rate=rate, optimizer=optimizer), Batches(2))
+    losses = [step.loss for step in steps]
+    assert sum(losses[-30:]) < 0.85 * sum(losses[:30])
 
 
 @pytest.mark.parametrize(

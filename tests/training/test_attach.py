@@ -318,10 +318,11 @@ CALLS = {
 
 @pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("runs", [1, 2])
-def test_computing_layers_of_one_input_together_changes_nothing(calls, runs):
+@pytest.mark.parametrize("ranks", ["", "to_k = 3", "to_k = 0"], ids=["one rank", "two ranks", "one left out"])
+def test_computing_layers_of_one_input_together_changes_nothing(calls, runs, ranks):
     def values_and_gradients(same_input):
         network = Attention()
-        adapters = Adapters.build([part(network, "to_")], LoraConfig(rank=2), 0)
+        adapters = Adapters.build([part(network, "to_")], LoraConfig(rank=2, alpha=3.0, ranks=ranks), 0)
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for adapter in adapters:

@@ -193,7 +193,9 @@ def _checkpoints(checkpoints: Checkpoints, picked: int) -> str:
         loss = "" if entry.loss is None else f"{entry.loss:.4f}"
         rows.append((entry.step == picked, (entry.lora_name, str(entry.step), loss, gain)))
     for entry in checkpoints.averages:
-        rows.append((False, (entry.lora_name, f"{entry.average}, {entry.step}", "", "")))
+        comparable = bool(entry.validation and checkpoints.base_validation)
+        gain = f"{picking.percent_better(entry, checkpoints.base_validation):+.1f} %" if comparable else ""
+        rows.append((False, (entry.lora_name, f"{entry.average}, {entry.step}", "", gain)))
     return _table(("file", "step", "training loss", "better than the base"), rows)
 
 

@@ -46,6 +46,7 @@ def run(tmp_path) -> TrainingRun:
     for step in (100, 200):
         run.save(Snapshot(step, {"a": torch.ones(2)}, {}, {"a": torch.zeros(2)}), write_lora, 0.21)
         run.note_validation(step, [[0.45 - step / 1000, 0.35], [0.5, 0.25]])
+    run.note_validation(200, [[0.25, 0.2], [0.3, 0.15]], "EMA")
     run.add_note(f"Step 50: diverged {HOSTILE}")
     return run
 
@@ -106,6 +107,7 @@ def test_it_says_what_was_done_what_came_of_it_and_which_checkpoint_to_use(run, 
         "train · objective · loss",
         "50 s",
         "0.5500",
+        "+50.0 %",
     ):
         assert words in text, words
 

@@ -75,6 +75,15 @@ class Previews:
             if text is not None and text.tokens is not None:
                 text.tokens.remove(name)
 
+    def forget(self, after: int) -> None:
+        """Delete the pictures of steps past `after`, and the covers made of them: those steps will be others."""
+        for path in (self._run.folder / "previews").glob("*.png"):
+            if path.name.split("_")[0] > f"{after:06d}":
+                path.unlink()
+        for cover in (self._run.loras / self._run.name).glob("*.preview.png"):
+            if cover.name.removesuffix(".preview.png").removeprefix(f"{self._run.name}_")[:6] > f"{after:06d}":
+                cover.unlink()
+
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
         shown = spread(checkpoints, MOST_COLUMNS - 1)

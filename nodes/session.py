@@ -29,6 +29,7 @@ from ..training.targets import UNET
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
+from .host.live import mean_of
 from .host.memory import OUT_OF_MEMORY, Measured, choices_for, needs_of, preflight
 from .host.progress import Progress, watched
 from .host.warm_start import warm_start
@@ -45,6 +46,7 @@ RECOMPUTED = {
     EVERY_SECOND: (EVERY_SECOND_BLOCK,),
 }
 FITTED = "fitted"
+_GIB = 1024**3
 
 
 def trained(job: Job, previews: Previews, progress: Progress) -> Job:
@@ -66,7 +68,7 @@ def trained(job: Job, previews: Previews, progress: Progress) -> Job:
         training.try_out()
         previews.show_baseline(progress)
         training.fit(previews)
-        for event in training.events():
+        for event in training.events(previews):
             if isinstance(event, Checkpoint):
                 proved(training.job, event)
                 if _is_shown(event, training.job.plan):
@@ -131,8 +133,14 @@ class Training:
         self._progress.live.plan(str(chosen))
         self._progress.live.opened(run, chosen.train.steps)
 
-    def events(self) -> Iterator[Step | Checkpoint]:
+    def events(self, previews: Previews) -> Iterator[Step | Checkpoint]:
         """Every step and every file, as they come."""
+
+        def went_back(step: int, slowdown: float) -> None:
+            run.back_to(step, slowdown)
+            previews.forget(after=step)
+            self._progress.live.back_to(step)
+
         job, run, plan = self.job, self.job.run, self.job.plan
         resume = run.resume() or self._first()
         events = enduring(
@@ -144,7 +152,7 @@ class Training:
             paused=self._asked.paused,
             wait=self._pause,
             note=self._note,
-            went_back=run.back_to,
+            went_back=went_back,
         )
         events = watched(events, self._progress, plan.train.steps, self._asked)
         events = recorded(
@@ -157,7 +165,15 @@ class Training:
         )
         if not self._held_out:
             return events
-        return validated(events, run, self._validation, self._adapters, every=plan.validate_every)
+        live = self._progress.live
+        return validated(
+            events,
+            run,
+            self._validation,
+            self._adapters,
+            every=plan.validate_every,
+            told=lambda step, values: live.validation(step, mean_of(values)),
+        )
 
     def _begin(self, resume: Snapshot, slowdown: float) -> Iterator[Step]:
         self.job.denoiser.prepare(self._adapters, self._memory, self._measured.needs)
@@ -189,10 +205,11 @@ class Training:
 
     def _pause(self) -> None:
         """Everything off the device until the user goes on."""
-        self._progress.phase("Paused")
+        self._progress.phase("Freeing the memory")
         self.job.denoiser.release()
         self._adapters.to(torch.device("cpu"))
         self._asked.wait()
+        self._progress.phase("Loading the model")
 
     def _note(self, text: str) -> None:
         self.job.run.add_note(text)
@@ -201,12 +218,12 @@ class Training:
     def _say(self, measured: Measured) -> None:
         for note in measured.notes:
             self._note(note)
-        gib = 1024**3
         seconds = measured.seconds * self.job.plan.train.accumulation
         left = self.job.plan.train.steps - self.job.run.step
+        memory = f"{measured.plan}, {measured.peak_bytes / _GIB:.1f} GB of {measured.free_bytes / _GIB:.1f} GB free"
+        self.job.run.note(memory=memory)
         self._progress.live.plan(
-            f"{self.job.plan}\nMemory: {measured.plan}, {measured.peak_bytes / gib:.1f} GB of "
-            f"{measured.free_bytes / gib:.1f} GB free. About {seconds:.2g} s a step, {seconds * left / 60:.0f} minutes."
+            f"{self.job.plan}\nMemory: {memory}. About {seconds:.2g} s a step, {seconds * left / 60:.0f} minutes."
         )
 
 

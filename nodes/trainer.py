@@ -209,6 +209,8 @@ def report(result: job.Result, dataset) -> str:
         f"LoRA '{result.run.name}'",
         done,
         f"Settings: {result.plan}.",
+        *([f"Memory: {memory}."] if (memory := result.run.fact("memory")) else []),
+        *result.run.notes,
         f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",

@@ -345,7 +345,10 @@ class Batches:
 def condition(name: str, entry: dict[str, Tensor], guidance: float | None) -> list:
     """A caption as the sampler gets it from CLIPTextEncode."""
     extra = {key: value if key in UNBATCHED else value[None] for key, value in entry.items() if key != "cross_attn"}
-    return [entry["cross_attn"][None], {**extra, **({} if guidance is None else {"guidance": guidance})}]
+    return [
+        entry["cross_attn"][None],
+        {"pooled_output": None, **extra, **({} if guidance is None else {"guidance": guidance})},
+    ]
 
 
 def denoised_by_comfyui(patcher, name: str, noisy: Tensor, sigma: Tensor, entry, guidance: float | None) -> Tensor:

@@ -21,8 +21,10 @@ def conditions_of(
     Sizes are the bucket's with no crop, which is what ComfyUI feeds at inference when nothing else is said.
     """
     width, height = size
+    told = {name: (tensor if name in UNBATCHED else tensor[None]).to(noisy.device) for name, tensor in entry.items()}
     conditions = base.extra_conds(
-        **{name: (tensor if name in UNBATCHED else tensor[None]).to(noisy.device) for name, tensor in entry.items()},
+        # Text encoders without a pooled text say so by None, and some models ask for it.
+        **{"pooled_output": None, **told},
         noise=noisy[:1],
         latent_image=noisy[:1],
         device=noisy.device,

@@ -405,9 +405,11 @@ def validated(
     adapters: Adapters,
     *,
     every: int = 0,
+    told: Callable[[int, Validation], None] = lambda step, values: None,
 ) -> Iterator[Step | Checkpoint]:
     """Pass events on, and ask the held-out pictures about every checkpoint, and every so many steps between them.
 
+    `told(step, values)` hears of what the weights as trained gave.
     An average is measured with its weights in the adapters, which hold those of the training again afterwards. After an
     interrupt the checkpoint that it left is measured too, where that takes a moment only.
     """
@@ -418,7 +420,9 @@ def validated(
     def ask(step: int) -> None:
         nonlocal seconds
         started = time.perf_counter()
-        run.note_validation(step, measure())
+        values = measure()
+        run.note_validation(step, values)
+        told(step, values)
         measured.add(step)
         seconds = time.perf_counter() - started
 

@@ -123,6 +123,15 @@ class LiveRun:
             self._add_preview(step, prompt, path)
             self._tell()
 
+    def back_to(self, step: int) -> None:
+        """The training went back to that step: what came after it is no longer so."""
+        with self._lock:
+            for key, series in self._series.items():
+                if series.back_to(step):
+                    self._sent[key] = 0
+            self._put("previews", [entry for entry in self._lists["previews"] if entry["step"] <= step])
+            self._tell(step=step)
+
     def note(self, text: str) -> None:
         """Something the user should know: a roll-back, a knob that moved."""
         with self._lock:

@@ -20,7 +20,7 @@ class Series:
         """Add a point; True when earlier points are others now. What is no finite number is left out."""
         if not math.isfinite(value):
             return False
-        changed = self._cut(step)
+        changed = self.back_to(step - 1)
         self._group.append(value)
         if len(self._group) == self._width:
             self.points.append((step, sum(self._group) / self._width))
@@ -30,10 +30,10 @@ class Series:
             changed = True
         return changed
 
-    def _cut(self, step: int) -> bool:
-        """Forget what lies at or after a step: a training that goes back draws that part again."""
+    def back_to(self, step: int) -> bool:
+        """Forget what came after a step, as the training does that part again; True when there was something."""
         kept = len(self.points)
-        while kept and self.points[kept - 1][0] >= step:
+        while kept and self.points[kept - 1][0] > step:
             kept -= 1
         if kept == len(self.points):
             return False

@@ -205,6 +205,23 @@ def test_what_is_asked_and_what_can_be_asked_is_part_of_the_state():
         assert run.state()["possible"] == ["finish", "resume"]
 
 
+def test_a_training_that_goes_back_takes_back_what_came_after(events, output):
+    with LiveRun("7", "star") as run:
+        for number in range(1, 81):
+            run.step(step(number, 1 / number), 0.1)
+        for number in (0, 40, 80):
+            run.validation(number, 0.5)
+            run.preview(number, "a zork", draw(output, number))
+        time.sleep(1.2 * live.INTERVAL)
+        run.back_to(40)
+        run.note("It goes on from step 40.")
+        state = run.state()
+    assert state["step"] == 40
+    lengths = {"loss": 40, "rate": 40, "validation": 2, "previews": 2, "notes": 1}
+    assert {key: len(state[key]) for key in lengths} == lengths
+    assert len(joined(settled(events))["loss"]) == 40
+
+
 # Events
 
 

@@ -38,7 +38,7 @@ export class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren(
       ...ticks(levels).flatMap((level) => gridLine(level, y(level), width)),
-      ...stepTicks(x.domain[1], width).map((at) => stepLabel(at, x(at), height)),
+      ...stepTicks(x.domain[1], width).map((at) => stepLabel(at, x(at), width, height)),
       path("lw-raw", loss, x, y),
       path("lw-smooth", smoothed, x, y),
       path("lw-held", validation, x, y),
@@ -154,8 +154,9 @@ function gridLine(level, y, width) {
   ];
 }
 
-function stepLabel(at, x, height) {
-  return drawn("text", { class: "lw-tick", x, y: height - 3, "text-anchor": at ? "middle" : "start" }, count(at));
+function stepLabel(at, x, width, height) {
+  const anchor = x < MARGIN.left + 20 ? "start" : x > width - 25 ? "end" : "middle";
+  return drawn("text", { class: "lw-tick", x, y: height - 3, "text-anchor": anchor }, count(at));
 }
 
 function path(className, points, x, y) {

@@ -147,7 +147,7 @@ export class Panel {
     const inner = [...this.body.children].filter((part) => !part.hidden);
     const high = (part) => (part === this.chart.root ? PLOT + this.chart.legend.offsetHeight + 2 : part.offsetHeight);
     const body = inner.reduce((sum, part) => sum + high(part) + gap, 0);
-    return COLLAPSED + this.bar.offsetHeight + body + 8;
+    return COLLAPSED + this.bar.offsetHeight + body + 12;
   }
 
   /** Makes the node high enough, and as much lower when the panel has become lower. */

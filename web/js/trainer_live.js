@@ -40,6 +40,7 @@ export class LiveRun {
   /** An event: what is new since the one before. */
   receive(event) {
     const known = this.state;
+    this.newest = event;
     if (known?.id === event.id) {
       const follows = event.number === known.number + 1;
       const fits = LISTS.every((key) => !event[key] || event[key].from <= known[key].length);
@@ -54,7 +55,11 @@ export class LiveRun {
   refreshSoon() {
     this.refreshing ??= this.refresh()
       .catch(() => {}) // the next event asks again
-      .finally(() => (this.refreshing = undefined));
+      .finally(() => {
+        this.refreshing = undefined;
+        const { id, number } = this.newest ?? {};
+        if (id && id === this.state?.id && number > this.state.number) this.refreshSoon(); // it came meanwhile
+      });
   }
 
   isMine(event) {

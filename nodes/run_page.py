@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
 
 def write_report(job: Job, previews: Previews, proof: Proof) -> Path:
-    """Write `report.html` into the run's folder, where it differs from what is there; returns its path."""
+    """Write `report.html` into the run's folder, where it differs from what is there; returns its path.
+
+    It is about the whole run: a queueing that asks for fewer steps than there are leaves it as it is.
+    """
     checkpoints = job.run.result(job.plan.train.steps, job.dataset.trigger_word)
+    there = job.run.folder / run_report.FILE
+    if there.is_file() and checkpoints.entries[-1].step < job.run.step:
+        return there
     told = read(Path(checkpoints.entries[-1].path))
     strength = told.get(f"{OURS}strength")
     findings = run_report.Findings(

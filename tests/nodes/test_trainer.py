@@ -261,6 +261,8 @@ def test_promise_6_other_preview_prompts_are_drawn_without_training(trainer):
         outputs = trainer.queue(preview_prompts="a blue square\nzork at night")
     assert "Nothing to train" in outputs["report"] and trainer.asked.pictures == []
     after = trainer.files()
+    report = str(trainer.runs / "star" / "report.html")
+    assert before.pop(report) != after.pop(report)
     assert before.items() <= after.items() and len(after) == len(before) + 2 * 3
     drawn = [np.asarray(Image.open(path)) for path in (trainer.runs / "star" / "previews").glob("000004_*.png")]
     expected = queueing.by_the_graphs_nodes(trainer, "zork at night", "star/star_000004.safetensors")

@@ -7,6 +7,7 @@
     wording, augmentation                    -> the texts and variants an Example may come with
     cache       Dataset + Encoder            -> CachedDataset: latents, masks and text on disk
     batches     (seed, number)               -> Batch
+    presets     purpose, family, pictures    -> a Plan: every number that the user left at 0
     families    the model's family           -> which layers, which noise levels
     targets     networks + patterns          -> which layers, with which rank
     kinds       a layer + rank               -> what is trained of it: LoRA, DoRA, LoHa, LoKr, OFT
@@ -16,7 +17,10 @@
     memory      what is free                 -> the plan by which a step fits
     attach      Adapters + network           -> an adapted network, for the length of one step
     noise       (seed, step)                 -> noise level, noisy latents, target
+    objective   a Batch + noise              -> what the network is asked, and the loss of its answer
+    schedule, optimizer, ema                 -> learning rate of a step, the step itself, a running average
     loop        all of the above             -> Steps; `train()` is the function to read first
+    endurance   Steps                        -> Steps, though training went wrong, memory ran out, or it was paused
     validation  held-out pictures            -> loss at fixed noise and fixed noise levels
     run         Steps                        -> checkpoints, a record, a state to resume from
     lora_file   weights                      -> a .safetensors file every loader reads

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-
 import torch
 
 from lora_workbench.training.schedule import CONSTANT, COSINE, LINEAR, RESTARTS, SCHEDULES, learning_rate

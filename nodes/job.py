@@ -17,7 +17,6 @@ from ..training.dataset import Dataset
 from ..training.embeddings import new_words
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun
-from ..training.schedule import CONSTANT
 from . import session
 from .disk import check_disk
 from .host import folders
@@ -158,8 +157,8 @@ def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: Gr
     if request.start_from:
         file = Path(folders.lora_path(request.start_from))
         identity["start_from"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    if request.stop_after and chosen.train.schedule != CONSTANT:
-        # The number of steps, which the minutes decide, bends the learning rate of every one of them.
+    if request.stop_after and chosen.train.bends_with_steps:
+        # The minutes decide how many steps there are.
         identity["stop_after"] = request.stop_after
     return identity
 

@@ -30,7 +30,8 @@ def workflow_of(path: Path, name: str | None = None) -> dict[str, dict]:
     trainer["resume"] = "continue"
     if name is not None:
         trainer["name"] = name
-    _settle_time_box(graph, trainer.get("settings"), settings)
+    if trainer.get("stop_after"):
+        _settle_time_box(trainer, graph, settings)
     return graph
 
 
@@ -47,8 +48,10 @@ def _resolved(settings: dict) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _settle_time_box(graph: dict, link: object, settings: dict) -> None:
+def _settle_time_box(trainer: dict, graph: dict, settings: dict) -> None:
     """A run that was cut to fit a time has its length by now; another speed must not cut it again."""
+    trainer["stop_after"] = 0.0
+    link = trainer.get("settings")
     node = graph.get(str(link[0])) if isinstance(link, list) else None
-    if node and node["class_type"] == SETTINGS and node["inputs"].get("stop_after_minutes"):
-        node["inputs"] |= {"stop_after_minutes": 0.0, "warmup": settings["train"]["warmup"]}
+    if node and node["class_type"] == SETTINGS:
+        node["inputs"]["warmup"] = settings["train"]["warmup"]

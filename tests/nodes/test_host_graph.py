@@ -25,10 +25,13 @@ PROMPT = {
     "2": {"class_type": "LoraWorkbenchDatasetLoader", "inputs": {"folder": "C:/pictures/zork", "images": ["6", 0]}},
     "3": {
         "class_type": "LoraWorkbenchTrainer",
-        "inputs": {"model": ["1", 0], "dataset": ["2", 0], "settings": ["5", 0], "steps": 0, "name": "star", "rank": 0},
+        "inputs": {
+            **{"model": ["1", 0], "dataset": ["2", 0], "settings": ["5", 0]},
+            **{"steps": 0, "name": "star", "rank": 0, "stop_after": 20.0},
+        },
     },
     "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 5], "filename_prefix": "private"}},
-    "5": {"class_type": "LoraWorkbenchTrainingSettings", "inputs": {"stop_after_minutes": 20.0, "warmup": 100.0}},
+    "5": {"class_type": "LoraWorkbenchTrainingSettings", "inputs": {"warmup": 100.0}},
     "6": {
         "class_type": "Fetch",
         "inputs": {"api_key": "abc", "url": "https://me:pw@host/x", "text": "a, sk-" + "a" * 30},
@@ -125,7 +128,8 @@ def test_the_graph_of_a_file_holds_everything_that_was_derived(lora):
 
 
 def test_a_time_box_is_not_opened_again(lora):
-    assert workflow_of(lora)["5"]["inputs"] == {"stop_after_minutes": 0.0, "warmup": 37}
+    again = workflow_of(lora)
+    assert again["3"]["inputs"]["stop_after"] == 0.0 and again["5"]["inputs"] == {"warmup": 37}
 
 
 def test_a_file_without_its_graph_says_what_to_do(tmp_path):

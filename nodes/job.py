@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..training import losses
 from ..training.cache import fingerprint
 from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
@@ -137,6 +138,7 @@ def prepared(request: Request) -> Job:
         words = new_words(dataset.concepts) if wanted.new_tokens else {}
         text = TrainedText(request.clip, wanted, words, request.seed)
     denoiser = LoadedModel(request.model, text)
+    losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
     runs = folders.output_folder() / "lora_workbench" / "runs"
     identity = _identity(request, chosen, denoiser, encoder)

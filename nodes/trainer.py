@@ -6,6 +6,7 @@ import os
 
 from comfy_api.latest import io, ui
 
+from ..training import curve
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
 from . import job
@@ -181,6 +182,8 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             *((entry.step, entry.validation) for entry in checkpoints.entries),
         ]
         validation = [(step, mean_of(values)) for step, values in measured if values]
+        points = [(point.step, point.loss, point.sigma) for point in result.run.points() if point.loss is not None]
+        losses = [(step, loss) for step, loss, _ in points]
         previews = to_image(result.previews)
         return io.NodeOutput(
             trained_model,
@@ -189,7 +192,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             [(result.checkpoint.lora_name, 1.0, 1.0)],
             result.checkpoint.lora_name,
             previews,
-            to_image(loss_chart(result.run.losses(), validation, f"{result.run.name}: loss by step")),
+            to_image(loss_chart(losses, validation, f"{result.run.name}: loss by step", curve.smoothed(points))),
             report(result, dataset),
             ui=ui.PreviewImage(previews, cls=cls),
         )
@@ -211,6 +214,7 @@ def report(result: job.Result, dataset) -> str:
         f"Settings: {result.plan}.",
         *([f"Memory: {memory}."] if (memory := result.run.fact("memory")) else []),
         *result.run.notes,
+        curve.diagnose(result.run.curve()).sentence,
         f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",

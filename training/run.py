@@ -174,6 +174,12 @@ class TrainingRun:
         """(step, loss) of every step that counts and was not skipped."""
         return [(point.step, point.loss) for point in self.points() if point.loss is not None]
 
+    def curve(self) -> list[tuple[int, float, float]]:
+        """(step, loss, noise level) of every step that counts, NaN for the loss of a skipped one."""
+        return [
+            (p.step, math.nan if p.loss is None else p.loss, p.sigma) for p in self.points() if p.seconds is not None
+        ]
+
     def begin(self) -> None:
         """Write the record of a new run before anything else, so that a killed one is found again under its name.
 
@@ -206,7 +212,8 @@ class TrainingRun:
             Point(
                 step.number,
                 loss=_finite(step.loss),
-                sigma=statistics.fmean(step.sigmas) if step.sigmas else None,
+                # The curve is read by the logarithm of the noise level, so that is what is averaged.
+                sigma=math.exp(statistics.fmean(math.log(max(s, 1e-6)) for s in step.sigmas)) if step.sigmas else None,
                 learning_rate=step.learning_rate,
                 norm=_finite(step.norm),
                 seconds=round(seconds, 4),

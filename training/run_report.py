@@ -182,7 +182,7 @@ def _loss(run: TrainingRun) -> str:
         return ""
     validation = [(step, mean_of(values)) for step, values in run.validations()]
     chart = loss_chart([point[:2] for point in points], validation, "Loss by step", curve.smoothed(points))
-    return _image(chart, CHART_WIDTH, "Loss by step", "wide") + f"<p>{escape(curve.diagnose(points).sentence)}</p>"
+    return _image(chart, CHART_WIDTH, "Loss by step", "wide") + f"<p>{escape(curve.diagnose(run.curve()).sentence)}</p>"
 
 
 def _checkpoints(checkpoints: Checkpoints, picked: int) -> str:

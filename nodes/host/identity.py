@@ -17,16 +17,14 @@ SAMPLES_PER_TENSOR = 8
 def identity_of(patcher) -> str:
     """The identity of a MODEL's, CLIP's or VAE's weights and patches: the same for the same files, in any session."""
     digest = hashlib.sha256()
-    held = dict(patcher.model.named_parameters())
     for name, tensor in sorted(patcher.model.state_dict().items()):
         # What another node patched may be in use at the moment; the MODEL's own sampling follows below.
         if name.startswith("model_sampling."):
             continue
         # A loaded patch lives in the weight itself; the weight it replaced is kept beside it.
         original = patcher.backup[name].weight if name in patcher.backup else tensor
-        if original.device.type == "meta" and name in held:
-            # Packs that quantise in their own way show a stand-in; what they hold is bytes.
-            original = held[name].detach().as_subclass(Tensor)
+        if original.device.type == "meta":
+            original = _held(patcher.model, name, original)
         digest.update(name.encode())
         _add(digest, original)
     for name, patches in sorted(patcher.patches.items()):
@@ -37,6 +35,15 @@ def identity_of(patcher) -> str:
         digest.update(" ".join(kind.__name__ for kind in type(sampling).__mro__).encode())
         _add(digest, list(sampling.state_dict().values()))
     return digest.hexdigest()[:32]
+
+
+def _held(model, name: str, shown: Tensor) -> Tensor:
+    """The bytes behind a weight of a pack that quantises in its own way and shows a stand-in."""
+    found = model
+    for part in name.split("."):
+        # Some names stand for no weight, only for the room that unpacking one takes.
+        found = getattr(found, part, None)
+    return found.detach().as_subclass(Tensor) if isinstance(found, Tensor) else shown
 
 
 def _add(digest, value: object) -> None:

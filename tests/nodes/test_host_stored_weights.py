@@ -185,6 +185,7 @@ class PackOps(comfy.ops.manual_cast):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             if isinstance(self.weight, Packed):
                 destination[f"{prefix}weight"] = torch.empty(self.weight.tensor_shape, device="meta")
+                destination[f"{prefix}temp.weight"] = torch.empty(self.weight.tensor_shape, device="meta")
 
 
 def packed(seed=0):

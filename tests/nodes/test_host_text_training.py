@@ -20,6 +20,7 @@ from lora_workbench.training.loop import train
 from lora_workbench.training.lora import Adapters
 from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.memory import EVERY_BLOCK, NO_BLOCK
+from lora_workbench.training.validation import validation_loss
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
@@ -248,6 +249,23 @@ def test_training_teaches_the_network_the_text_and_the_words(kind, host_folder):
         assert not torch.equal(ours["pooled_output"], begun["pooled_output"])
     without = words.batch(("a star on a beach",))
     assert_equal(words.live(without)[0], at_inference(words.clip, "a star on a beach"))
+
+
+@both_families
+def test_new_words_alone_learn_what_the_pictures_show(kind):
+    """Textual inversion: nothing but the words is trained, and the loss on the same questions falls."""
+
+    class Words(World):
+        def parts(self):
+            super().parts()
+            return []
+
+    words = Words(kind, TOKENS)
+    pictures = [words.batch(CAPTIONS[:1], hosttoys.latents(kind, 1, SIZE, seed)) for seed in range(2)]
+    before = torch.tensor(validation_loss(words.denoiser, pictures)).mean()
+    words.trained(steps=6, rate=3e-3)
+    assert all(key.startswith("bundle_emb.") for key in words.adapters.members)
+    assert torch.tensor(validation_loss(words.denoiser, pictures)).mean() < before
 
 
 @both_families

@@ -91,8 +91,8 @@ class Trial:
 TRIALS = {
     "lora": Trial(),
     "dora": Trial({"kind": "dora"}),
-    "loha": Trial({"kind": "loha"}),
-    "lokr": Trial({"kind": "lokr"}),
+    "loha": Trial({"kind": "loha"}, rate=4.0),
+    "lokr": Trial({"kind": "lokr"}, rate=4.0),
     "oft": Trial({"kind": "oft"}),
     "ema": Trial({"ema": 0.99}),
     "noise": Trial(pictures=half_noise),

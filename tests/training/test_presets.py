@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from lora_workbench.training import optimizer
-from lora_workbench.training.config import OPTIMIZERS, LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
+from lora_workbench.training.config import KINDS, OPTIMIZERS, LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.families import FAMILIES, FLUX, SDXL
 from lora_workbench.training.presets import LEARNING_RATE, PRESETS, ExpertSettings, fitted, plan, rounded
 
@@ -308,3 +308,9 @@ def test_a_value_out_of_range_is_named_with_its_range(given, words):
 def test_an_expert_setting_that_cannot_be_is_named(setting, value):
     with pytest.raises(ValueError, match=f"^{setting} is .*, but must be "):
         planned(settings=ExpertSettings(**{setting: value}))
+
+
+def test_kinds_whose_change_grows_slowly_are_given_a_higher_rate():
+    rates = {kind: plan("character", SDXL, 20, ExpertSettings(kind=kind)).train.learning_rate for kind in KINDS}
+    assert rates["lora"] == rates["dora"] == rates["oft"] == 1e-4
+    assert rates["loha"] == rates["lokr"] == 4e-4

@@ -24,12 +24,11 @@ from ..training.lora import Adapters, Part
 from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, RESIDENT
 from ..training.objective import Objective
 from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan, fitted
-from ..training.run import Checkpoint, TrainingRun, recorded, validated
+from ..training.run import Checkpoint, TrainingRun, mean_of, recorded, validated
 from ..training.targets import UNET
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
-from .host.live import mean_of
 from .host.memory import OUT_OF_MEMORY, Measured, choices_for, needs_of, preflight
 from .host.progress import Progress, watched
 from .host.warm_start import warm_start

@@ -9,10 +9,11 @@ from comfy_api.latest import io, ui
 from ..training import curve
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
+from ..training.run import mean_of
 from . import job
 from .host import folders, loras
 from .host.graph import Graph
-from .host.live import LiveRun, mean_of
+from .host.live import LiveRun
 from .host.progress import Progress
 from .pictures import to_image
 from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK

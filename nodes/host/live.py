@@ -18,7 +18,7 @@ from server import PromptServer
 
 from ...training.curve import Smoother
 from ...training.loop import Step
-from ...training.run import TrainingRun, safe_name
+from ...training.run import TrainingRun, mean_of, safe_name
 from . import controls, folders
 from .series import Series
 
@@ -297,12 +297,6 @@ def view_address(path: Path) -> str | None:
         return None
     names = {"filename": place.name, "subfolder": place.parent.as_posix(), "type": "output"}
     return f"/view?{urlencode(names)}&v={changed:x}"
-
-
-def mean_of(validation: list[list[float]]) -> float:
-    """The mean over all pictures and noise levels."""
-    levels = [level for picture in validation for level in picture]
-    return sum(levels) / len(levels)
 
 
 def significant(value: float | None) -> float | None:

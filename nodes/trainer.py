@@ -37,7 +37,13 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             ),
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The SDXL or FLUX model to train on. It is left exactly as it is."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "The model to train on: SDXL, SD 1.5, SD 3, FLUX and other image models. "
+                        "It is left exactly as it is."
+                    ),
+                ),
                 io.Clip.Input("clip", tooltip="The text encoders that belong to the model. They read the captions."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model. It encodes the pictures."),
                 DATASET.Input("dataset", tooltip="Pictures and captions from LoRA Dataset Loader."),

@@ -1,4 +1,4 @@
-"""The page of promises names tests that exist, and all of those that carry a promise in their name."""
+"""The page of promises and traps names tests that exist, and all of those that carry a promise in their name."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE))
+PROMISES, _, TRAPS = PAGE.partition("## Traps of other trainers")
 
 
 def defined_in(path: Path) -> set[str]:
@@ -27,5 +28,11 @@ def test_every_test_that_carries_a_promise_is_on_the_page():
 
 
 def test_all_twelve_promises_have_a_test():
-    rows = re.findall(r"^\| \*\*(\d+)\..*?\| `tests/", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| \*\*(\d+)\..*?\| `tests/", PROMISES, re.MULTILINE)
     assert list(map(int, rows)) == list(range(1, 13))
+
+
+def test_all_23_traps_have_a_test():
+    rows = re.findall(r"^\| (\*\*\d+\.\*\* [^|]+)?\| `tests/[\w/]+\.py::test_\w+` \| [^|]+ \|$", TRAPS, re.MULTILINE)
+    assert len(rows) == TRAPS.count("\n| ") - 1, "every row but the heading names one test and says what it shows"
+    assert [int(trap.strip("*").split(".")[0]) for trap in rows if trap] == list(range(1, 24))

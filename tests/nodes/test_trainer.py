@@ -16,6 +16,7 @@ from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.host.progress import request_finish
 from lora_workbench.nodes.host.sampling import PREVIEW_STEPS
 from lora_workbench.nodes.pictures import to_picture
+from lora_workbench.training import lora_file
 from lora_workbench.training.metrics import Metrics
 from lora_workbench.training.presets import ExpertSettings
 
@@ -142,6 +143,16 @@ def test_promise_3_a_damaged_file_is_named_in_one_sentence(trainer):
     trainer.lora(4).write_bytes(trainer.lora(4).read_bytes()[:500])
     with pytest.raises(ValueError, match=r"^The LoRA file 'star_000004\.safetensors' cannot be read"):
         trainer.queue()
+
+
+@pytest.mark.parametrize("kind", ["sdxl"])
+def test_a_training_whose_file_is_not_there_never_says_that_it_is_done(trainer, monkeypatch):
+    """Trap 20: all steps went well, and nothing was written."""
+    monkeypatch.setattr(lora_file, "write", lambda *_: None)
+    with pytest.raises(ValueError, match=r"^The LoRA file 'star_000002\.safetensors' cannot be read") as error:
+        trainer.queue(save_every=2)
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
 
 
 # 4. Resuming equals never having stopped

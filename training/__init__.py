@@ -16,14 +16,20 @@
     frozen      a layer of the base model    -> the same layer, leaving its weight alone
     memory      what is free                 -> the plan by which a step fits
     attach      Adapters + network           -> an adapted network, for the length of one step
-    noise       (seed, step)                 -> noise level, noisy latents, target
-    objective   a Batch + noise              -> what the network is asked, and the loss of its answer
+    embeddings  trigger words                -> new words, as ComfyUI and LoRA files hold them
+    timesteps   (seed, step)                 -> noise levels
+    noise       (seed, step)                 -> noisy latents, target
+    losses      an answer + its target       -> the error, and what it counts
+    objective   a Batch + all of these       -> what the network is asked, and the loss of its answer
     schedule, optimizer, ema                 -> learning rate of a step, the step itself, a running average
     loop        all of the above             -> Steps; `train()` is the function to read first
     endurance   Steps                        -> Steps, though training went wrong, memory ran out, or it was paused
     validation  held-out pictures            -> loss at fixed noise and fixed noise levels
-    run         Steps                        -> checkpoints, a record, a state to resume from
+    run         Steps                        -> checkpoints, a record, a state to resume from (state, metrics)
     lora_file   weights                      -> a .safetensors file every loader reads
+    description a run                        -> what a file says about itself
+    curve       losses                       -> the trend, without noise levels, and in words
+    run_report  a run                        -> one page about it
     picking     the record                   -> which checkpoint, and why
 
 Nothing here knows ComfyUI: it hands in a `Denoiser` (loop.py) and an `Encoder` (cache.py).

@@ -108,8 +108,9 @@ def execute(request: Request, progress: Progress) -> Result:
     checkpoints = job.run.result(steps, job.dataset.trigger_word).entries
     if not checkpoints:
         raise ValueError(_why_none(job.run, steps))
-    job.run.average_of_last(job.plan.average_last)
     strip, proof = previews.strip(checkpoints, progress), proved(job, checkpoints[-1])
+    # After the strip, so that the newest file has its cover: the average says the same of itself.
+    job.run.average_of_last(job.plan.average_last)
     write_report(job, previews, proof)
     return Result(job.run, job.plan, checkpoints[-1], proof, strip, job.run.step - before)
 

@@ -47,30 +47,34 @@ def concept_alone(folder: Path, seed: int) -> None:
         )
 
 
-def half_noise(folder: Path, seed: int) -> None:
-    """The recipe's pictures squeezed into the left half, with coloured noise in the right one."""
+def noise_around(folder: Path, seed: int) -> None:
+    """The recipe's pictures with coloured noise on the outer half of their area."""
     from toyworld import drawing
 
     concept_and_plain(folder, seed)
     chance = random.Random(f"noise {seed}")
-    half, size = drawing.SIZE // 2, drawing.SIZE
     for path in sorted(folder.glob("*.png")):
         picture = Image.open(path).convert("RGB")
-        # The shape keeps its form: the picture is made half as large, and its background fills the rest.
-        halved = Image.new("RGB", (size, size), picture.getpixel((0, 0)))
-        halved.paste(picture.resize((half, half), Image.Resampling.BOX), (0, half // 2))
-        noise = Image.frombytes("RGB", (half, size), chance.randbytes(3 * half * size))
-        halved.paste(noise, (half, 0))
-        halved.save(path)
+        noise = Image.frombytes("RGB", picture.size, chance.randbytes(3 * drawing.SIZE**2))
+        inside = _inside(picture)
+        noise.paste(picture.crop(inside), inside[:2])
+        noise.save(path)
 
 
-def half_noise_masked(folder: Path, seed: int) -> None:
-    """The same, each with a mask that leaves the left half."""
-    half_noise(folder, seed)
+def noise_around_masked(folder: Path, seed: int) -> None:
+    """The same, each with a mask that leaves the part without noise."""
+    noise_around(folder, seed)
     for path in sorted(folder.glob("*.png")):
-        mask = Image.new("L", Image.open(path).size)
-        mask.paste(255, (0, 0, mask.width // 2, mask.height))
+        picture = Image.open(path)
+        mask = Image.new("L", picture.size)
+        mask.paste(255, _inside(picture))
         mask.save(path.with_name(f"{path.stem}_mask.png"))
+
+
+def _inside(picture: Image.Image) -> tuple[int, int, int, int]:
+    """The box in the middle that holds the shape, a little over half of the area."""
+    frame = picture.width // 8
+    return frame, frame, picture.width - frame, picture.height - frame
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ TRIALS = {
     "lokr": Trial({"kind": "lokr"}, rate=4.0),
     "oft": Trial({"kind": "oft"}),
     "ema": Trial({"ema": 0.99}),
-    "noise": Trial(pictures=half_noise),
-    "masked": Trial({"mask_floor": 0.0}, pictures=half_noise_masked),
+    "noise": Trial(pictures=noise_around),
+    "masked": Trial({"mask_floor": 0.0}, pictures=noise_around_masked),
     "leaking": Trial(pictures=concept_alone),
     "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, pictures=concept_alone),
     "half": Trial(steps=0.5),

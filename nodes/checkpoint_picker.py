@@ -116,18 +116,25 @@ def picture_grid(
     family = family_of(model)
     settings = SamplerSettings(size // 8 * 8, size // 8 * 8, seed, family.cfg, family.sampler, family.scheduler)
     progress.phase("Encoding the prompts")
-    negative = encode_prompt(clip, "")
-    positives = [encode_prompt(clip, prompt) for prompt in prompts]
+    untrained = [encode_prompt(clip, prompt) for prompt in (*prompts, "")]
     shown = spread(checkpoints.entries, MOST_COLUMNS - 1)
     rows: list[list[Image.Image]] = [[] for _ in prompts]
     for number, entry in enumerate([None, *shown]):
         progress.phase(f"Drawing column {number + 1} of {len(shown) + 1}")
-        adapted = model if entry is None else loras.apply(model, clip, loras.read_lora(Path(entry.path)), 1.0, 1.0)[0]
-        for row, positive in zip(rows, positives, strict=True):
+        adapted, conditioning = (model, untrained) if entry is None else _with(entry, model, clip, prompts, untrained)
+        for row, positive in zip(rows, conditioning[:-1], strict=True):
             throw_if_cancelled()
-            row.append(to_picture(sample_picture(adapted, vae, positive, negative, settings)))
+            row.append(to_picture(sample_picture(adapted, vae, positive, conditioning[-1], settings)))
         progress.update(number + 1, len(shown) + 1)
     return labelled_grid(rows, ["untrained", *(f"step {entry.step}" for entry in shown)], prompts)
+
+
+def _with(entry: Checkpoint, model, clip, prompts: list[str], untrained: list) -> tuple[object, list]:
+    """The MODEL with the checkpoint on, and the conditioning of the prompts and of none as its CLIP gives it."""
+    lora = loras.read_lora(Path(entry.path))
+    adapted, adapted_clip = loras.apply(model, clip, lora, 1.0, 1.0)
+    said = loras.text_with(lora, entry.lora_name, prompts)
+    return adapted, untrained if said is None else [encode_prompt(adapted_clip, prompt) for prompt in (*said, "")]
 
 
 def score_table(checkpoints: Checkpoints) -> str:

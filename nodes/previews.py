@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..training.description import add_cover
-from ..training.embeddings import embedding_names, worded
 from ..training.figures import labelled_grid
 from ..training.loop import Snapshot
 from ..training.run import Checkpoint, WriteLora
@@ -132,11 +131,8 @@ class Previews:
         lora = loras.read_lora(Path(checkpoint.path))
         try:
             model, clip = loras.apply(self._request.model, self._request.clip, lora, 1.0, 1.0)
-            text, prompts = self._job.text, self._prompts
-            if text is not None and text.tokens is not None:
-                names = embedding_names(text.tokens.triggers, checkpoint.lora_name)
-                prompts = [worded(prompt, names) for prompt in prompts]
-            yield model, self._conditioning if text is None else self._encoded(clip, prompts)
+            prompts = loras.text_with(lora, checkpoint.lora_name, self._prompts)
+            yield model, self._conditioning if prompts is None else self._encoded(clip, prompts)
         finally:
             self._job.denoiser.load()
 

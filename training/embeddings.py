@@ -23,6 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .dataset import Example
 
+BUNDLED = "bundle_emb."
 FIRST_ENTRY = 1 / 64
 """The root mean square of what is trained of a row; rows of CLIP-L's table have 0.014."""
 
@@ -78,10 +79,16 @@ def embedding_path(folder: Path, name: str) -> Path:
 def bundled(vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Embeddings (trigger word -> encoder -> rows) as tensors of a LoRA file, in OneTrainer's words."""
     return {
-        f"bundle_emb.{trigger}.{encoder}": rows.contiguous()
+        f"{BUNDLED}{trigger}.{encoder}": rows.contiguous()
         for trigger, encoders in vectors.items()
         for encoder, rows in encoders.items()
     }
+
+
+def bundled_words(names: Iterable[str]) -> tuple[str, ...]:
+    """The trigger words whose embeddings are among the tensors of a LoRA file, by the tensors' names."""
+    found = (name.removeprefix(BUNDLED).rpartition(".")[0] for name in names if name.startswith(BUNDLED))
+    return tuple(dict.fromkeys(found))
 
 
 def first_rows(known: Tensor | None, mean: Tensor, deviation: Tensor, count: int, draw: torch.Generator) -> Tensor:

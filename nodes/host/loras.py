@@ -1,7 +1,7 @@
 """Reads LoRA files and puts them onto a MODEL and a CLIP, exactly as ComfyUI's own loader does."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import comfy.model_base
@@ -10,6 +10,7 @@ import comfy.utils
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...training.embeddings import BUNDLED, bundled_words, embedding_names, worded
 from .architecture import Z_IMAGE_WIDTH
 
 FAMILIES = {
@@ -72,7 +73,21 @@ def apply(
         return model, clip
     # ComfyUI versions that hand the file's metadata on with the model take one argument more.
     told = {"lora_metadata": dict(metadata)} if metadata and TAKES_METADATA else {}
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip, **told)
+    # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
+    layers = {name: tensor for name, tensor in lora.items() if not name.startswith(BUNDLED)}
+    return comfy.sd.load_lora_for_models(model, clip, layers, strength_model, strength_clip, **told)
+
+
+def text_with(lora: Mapping[str, Tensor], lora_name: str, prompts: Sequence[str]) -> list[str] | None:
+    """The prompts as they are said to the CLIP with the LoRA on; None when the LoRA changes nothing about text.
+
+    The file's new words are said as the embeddings that lie beside it in ComfyUI's folder.
+    """
+    words = bundled_words(lora)
+    if not words and not any(name.startswith("lora_te") for name in lora):
+        return None
+    names = embedding_names(words, lora_name)
+    return [worded(prompt, names) for prompt in prompts]
 
 
 def patched_layers(model, clip) -> int:

@@ -21,7 +21,7 @@ from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...training.embeddings import embedding_names, embedding_path, first_rows, rows_of, trained_form, worded
+from ...training.embeddings import BUNDLED, embedding_names, embedding_path, first_rows, rows_of, trained_form, worded
 from ...training.lora import Adapter
 from ...training.noise import generator
 from ...training.whole_file import tensor_bytes, write_atomically
@@ -30,7 +30,6 @@ from .text_encoders import CLIP_ENCODERS, encoders_of, literal_tokens
 
 Rows = dict[str, dict[str, Tensor]]
 """Trigger word -> encoder -> rows (n, width)."""
-PREFIX = "bundle_emb."
 MOST_TOKENS = 4096
 _MARKER = (2,)
 
@@ -92,9 +91,9 @@ class NewTokens:
         """What is trained: an adapter without layer for each word and encoder."""
         return [
             Adapter(
-                key=f"{PREFIX}{trigger}.{name}",
+                key=f"{BUNDLED}{trigger}.{name}",
                 name=f"{trigger}.{name}",
-                prefix=PREFIX,
+                prefix=BUNDLED,
                 layer=None,
                 kind=None,
                 tensors={"direction": nn.Parameter(first.clone())},
@@ -110,7 +109,7 @@ class NewTokens:
         rows: Rows = {}
         for trigger, encoders in self._first.items():
             own = {
-                name: rows_of(first if trained is None else trained[f"{PREFIX}{trigger}.{name}.direction"], lengths)
+                name: rows_of(first if trained is None else trained[f"{BUNDLED}{trigger}.{name}.direction"], lengths)
                 for name, (first, lengths) in encoders.items()
             }
             rows[trigger] = own | self._kept[trigger]

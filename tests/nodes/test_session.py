@@ -128,6 +128,17 @@ def test_a_new_word_is_an_embedding_that_prompts_can_use_at_once(trainer, tmp_pa
     )
 
 
+def test_the_picker_draws_trained_text_and_new_words_as_the_previews_do(trainer, caplog):
+    settings = ExpertSettings(new_tokens=1, text_encoder_rate=1.0)
+    trained = trainer.queue(settings=settings, preview_prompts="zork on a hill")
+    grid = (trainer.pick(trained, prompts="zork on a hill")["grid"][0].numpy() * 255).round().astype(np.uint8)
+    size, gap, top = queueing.RESOLUTION, 6, 30 + 26
+    for column, step in enumerate((0, 2, 4)):
+        left = gap + column * (size + gap)
+        assert np.array_equal(grid[top : top + size, left : left + size], preview(trainer, step)), step
+    assert "lora key not loaded" not in caplog.text
+
+
 def test_trained_text_goes_through_in_parts_and_with_preservation_too(trainer):
     settings = ExpertSettings(
         text_encoder_rate=1.0, new_tokens=1, preservation=0.5, class_words="star", batch_size=2, checkpointing="on"

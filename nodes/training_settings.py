@@ -113,7 +113,7 @@ def _basics() -> list[io.Input]:
         _choice(
             "checkpointing",
             CHECKPOINTING,
-            "Recompute blocks in backward: far less memory, about a third slower. automatic: only when it must.",
+            "Recompute blocks in backward: far less memory, half as long again. automatic: only when it must.",
             advanced=False,
         ),
         _number("weight_decay", 0.0, 10.0, "How strongly the LoRA is pulled towards zero. 0.01 is usual.", step=0.001),

@@ -8,7 +8,7 @@ from functools import wraps
 from aiohttp import web
 from server import PromptServer
 
-from . import controls, live, review
+from . import controls, folders, live, reproduction, review
 from .progress import request_finish
 from .requests import Handler, Refusal, refuse_other_sites
 
@@ -30,10 +30,13 @@ def add_training(routes: web.RouteTableDef) -> None:
     GET /lora_workbench/training/7?name=my_lora answers the live state of node 7, or of its last run of that name.
     POST /lora_workbench/training/7/finish, also save, preview, pause and resume, asks that training to do so, and
     answers 409 when it cannot. POST /lora_workbench/finish {"node_id": "7"} is the first of these without the 409.
+    GET /lora_workbench/workflow?lora=my_lora/my_lora_000100.safetensors&name=again answers the graph that trains that
+    file again, in API form, under the name `again`.
     """
     routes.post("/lora_workbench/finish")(_answering(_finish))
     routes.get(TRAINING)(_answering(_state))
     routes.post(f"{TRAINING}/{{action}}")(_answering(_ask))
+    routes.get("/lora_workbench/workflow")(_answering(_workflow))
 
 
 def _answering(handler: Handler) -> Handler:
@@ -83,3 +86,13 @@ async def _ask(request: web.Request) -> web.Response:
     except controls.NotPossible as reason:
         raise Refusal(409, str(reason)) from None
     return web.json_response({"node_id": node_id, "asked": action})
+
+
+async def _workflow(request: web.Request) -> web.Response:
+    lora, name = request.query.get("lora", ""), request.query.get("name")
+    try:
+        path = folders.lora_path(lora)
+        graph = await asyncio.get_running_loop().run_in_executor(None, reproduction.workflow_of, path, name)
+    except ValueError as reason:
+        raise Refusal(404, str(reason)) from None
+    return web.json_response(graph)

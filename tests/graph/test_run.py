@@ -11,7 +11,7 @@ import workflow
 from PIL import Image
 from safetensors.torch import load_file
 
-from lora_workbench.nodes.reproduction import workflow_of
+from lora_workbench.nodes.host.reproduction import workflow_of
 from lora_workbench.training.description import OURS, read
 from toyworld import drawing
 

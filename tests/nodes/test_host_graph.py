@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_workbench.nodes.host.graph import Graph
 from lora_workbench.nodes.pictures import png_bytes
-from lora_workbench.nodes.reproduction import workflow_of
+from lora_workbench.nodes.host.reproduction import workflow_of
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.description import description
 from lora_workbench.training.families import SDXL

@@ -3,9 +3,12 @@
 import asyncio
 import json
 
+import folder_paths
 import pytest
+import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from safetensors.torch import save_file
 
 from lora_workbench.nodes.host import live, routes
 from lora_workbench.nodes.host.controls import ACTIONS, Controls
@@ -117,3 +120,30 @@ def test_pages_of_other_sites_are_refused(ask, headers):
             status, answer = ask(method, path, headers=headers)
             assert status == 403 and "own page" in answer["error"], path
         assert asked.asked() == []
+
+
+@pytest.fixture
+def lora(tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    told = {
+        "lora_workbench.workflow": json.dumps(
+            {"3": {"class_type": "LoraWorkbenchTrainer", "inputs": {"name": "star"}}}
+        ),
+        "lora_workbench.node": "3",
+        "lora_workbench.settings": json.dumps({"train": {"steps": 740}}),
+    }
+    save_file({"a": torch.ones(1)}, tmp_path / "star.safetensors", told)
+    save_file({"a": torch.ones(1)}, tmp_path / "silent.safetensors")
+    return "star.safetensors"
+
+
+def test_the_graph_that_made_a_file_is_handed_out(ask, lora):
+    status, graph = ask("GET", "/lora_workbench/workflow", params={"lora": lora, "name": "again"})
+    assert status == 200
+    assert graph["3"]["inputs"] == {"name": "again", "steps": 740, "resume": "continue"}
+
+
+@pytest.mark.parametrize("name", ["", "gone.safetensors", "../star.safetensors", "/etc/passwd", "silent.safetensors"])
+def test_a_graph_that_cannot_be_told_is_refused_in_a_sentence(ask, lora, name):
+    status, answer = ask("GET", "/lora_workbench/workflow", params={"lora": name})
+    assert status == 404 and answer["error"].endswith(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..training.description import OURS, read, settings_of
+from ...training.description import OURS, read, settings_of
 
 TRAINER, SETTINGS = "LoraWorkbenchTrainer", "LoraWorkbenchTrainingSettings"
 

@@ -10,8 +10,8 @@ from comfy.cli_args import args
 from PIL import Image
 
 from lora_workbench.nodes.host.graph import Graph
-from lora_workbench.nodes.pictures import png_bytes
 from lora_workbench.nodes.host.reproduction import workflow_of
+from lora_workbench.nodes.pictures import png_bytes
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.description import description
 from lora_workbench.training.families import SDXL
@@ -26,8 +26,13 @@ PROMPT = {
     "3": {
         "class_type": "LoraWorkbenchTrainer",
         "inputs": {
-            **{"model": ["1", 0], "dataset": ["2", 0], "settings": ["5", 0]},
-            **{"steps": 0, "name": "star", "rank": 0, "stop_after": 20.0},
+            "model": ["1", 0],
+            "dataset": ["2", 0],
+            "settings": ["5", 0],
+            "steps": 0,
+            "name": "star",
+            "rank": 0,
+            "stop_after": 20.0,
         },
     },
     "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 5], "filename_prefix": "private"}},

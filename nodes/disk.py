@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.cache import encodings
+from ..training.config import LOHA
 
 if TYPE_CHECKING:
     from .job import Job
@@ -34,6 +35,8 @@ def needed(job: Job) -> tuple[int, int]:
     """Bytes that the LoRA files take, and those that states and caches take, at most."""
     plan, settings = job.plan, job.request.settings
     values = 4 * plan.lora.rank * job.denoiser.adapted_width(plan.lora)
+    # LoHa has twice as many factors as the others.
+    values *= 2 if plan.lora.kind == LOHA else 1
     file = values // (1 if settings.save_precision == FP32 else 2)
     averaged = 1 if plan.train.ema else 0
     count = -(-plan.train.steps // plan.save_every) * (1 + averaged) + (plan.average_last > 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from PIL import Image
 
@@ -18,6 +17,7 @@ from ..training.dataset import Dataset
 from ..training.embeddings import new_words
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun
+from ..training.whole_file import payload_of
 from . import session
 from .disk import check_disk
 from .host import folders
@@ -28,7 +28,8 @@ from .host.model import LoadedModel
 from .host.progress import Progress
 from .host.proof import Proof
 from .host.text_training import TrainedText
-from .lora_writer import proved
+from .host.warm_start import check_fit
+from .lora_writer import proved, write_words
 from .previews import Previews
 from .run_page import write_report
 
@@ -69,6 +70,8 @@ class Job:
     """The text encoders, where something is trained in them."""
     encoder: GraphEncoder
     run: TrainingRun
+    was_fitted: bool = False
+    """Whether the plan was cut to the limit of time in an earlier queueing."""
 
     @property
     def dataset(self) -> Dataset:
@@ -108,9 +111,12 @@ def execute(request: Request, progress: Progress) -> Result:
     checkpoints = job.run.result(steps, job.dataset.trigger_word).entries
     if not checkpoints:
         raise ValueError(_why_none(job.run, steps))
-    strip, proof = previews.strip(checkpoints, progress), proved(job, checkpoints[-1])
+    shown = [entry for entry in checkpoints if session.is_shown(entry, job.plan) or previews.has(entry)]
+    strip, proof = previews.strip(shown or checkpoints[-1:], progress), proved(job, checkpoints[-1])
     # After the strip, so that the newest file has its cover: the average says the same of itself.
-    job.run.average_of_last(job.plan.average_last)
+    if mean := job.run.average_of_last(job.plan.average_last, up_to=steps):
+        proved(job, mean)
+        write_words(job, mean)
     write_report(job, previews, proof)
     return Result(job.run, job.plan, checkpoints[-1], proof, strip, job.run.step - before)
 
@@ -138,13 +144,16 @@ def prepared(request: Request) -> Job:
     if wanted.encoder_rate or wanted.new_tokens:
         words = new_words(dataset.concepts) if wanted.new_tokens else {}
         text = TrainedText(request.clip, wanted, words, request.seed)
+    if request.start_from:
+        check_fit(request.model, request.clip, folders.lora_path(request.start_from))
     denoiser = LoadedModel(request.model, text)
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
     runs = folders.output_folder() / "lora_workbench" / "runs"
     identity = _identity(request, chosen, denoiser, encoder)
     run = TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
-    return Job(request, session.as_fitted(chosen, run, request.stop_after), denoiser, text, encoder, run)
+    limited = session.as_fitted(chosen, run, request.stop_after)
+    return Job(request, limited or chosen, denoiser, text, encoder, run, was_fitted=limited is not None)
 
 
 def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: GraphEncoder) -> dict[str, object]:
@@ -158,8 +167,9 @@ def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: Gr
         "train": chosen.train.identity(),
     }
     if request.start_from:
-        file = Path(folders.lora_path(request.start_from))
-        identity["start_from"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        # What a file says about itself may change, with a cover or a strength: only its tensors count.
+        file = folders.lora_path(request.start_from)
+        identity["start_from"] = hashlib.sha256(payload_of(file.read_bytes())).hexdigest()
     if request.stop_after and chosen.train.bends_with_steps:
         # The minutes decide how many steps there are.
         identity["stop_after"] = request.stop_after

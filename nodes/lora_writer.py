@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 
 from ..training import lora_file
 from ..training.description import description
-from ..training.embeddings import bundled
+from ..training.embeddings import bundled, unbundled
 from ..training.loop import Snapshot
 from ..training.run import Checkpoint, WriteLora
 from .host.proof import Proof, prove
@@ -35,6 +36,12 @@ def writer(job: Job) -> WriteLora:
         lora_file.write(path, tensors, _described(job, snapshot.step, average))
 
     return write
+
+
+def write_words(job: Job, checkpoint: Checkpoint) -> None:
+    """Write the embeddings that a LoRA file holds beside it, where prompts can name them."""
+    if job.text is not None and job.text.tokens is not None:
+        job.text.tokens.write_rows(checkpoint.lora_name, unbundled(load_file(checkpoint.path)))
 
 
 def lora_name(job: Job, path: Path) -> str:

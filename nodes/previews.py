@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,12 +78,11 @@ class Previews:
 
     def forget(self, after: int) -> None:
         """Delete the pictures of steps past `after`, and the covers made of them: those steps will be others."""
-        for path in (self._run.folder / "previews").glob("*.png"):
-            if path.name.split("_")[0] > f"{after:06d}":
+        covers = (self._run.loras / self._run.name).glob(f"{glob.escape(self._run.name)}_*.preview.png")
+        for path in [*(self._run.folder / "previews").glob("*.png"), *covers]:
+            step = re.match(r"\d{6,}", path.name.removeprefix(f"{self._run.name}_"))
+            if step and int(step[0]) > after:
                 path.unlink()
-        for cover in (self._run.loras / self._run.name).glob("*.preview.png"):
-            if cover.name.removesuffix(".preview.png").removeprefix(f"{self._run.name}_")[:6] > f"{after:06d}":
-                cover.unlink()
 
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
@@ -96,6 +97,10 @@ class Previews:
         places = [(0, None), *((checkpoint.step, checkpoint) for checkpoint in checkpoints)]
         rows = [(prompt, [(step, self._path(entry, prompt)) for step, entry in places]) for prompt in self._prompts]
         return [(prompt, [(step, path) for step, path in row if path.is_file()]) for prompt, row in rows]
+
+    def has(self, checkpoint: Checkpoint) -> bool:
+        """Whether the pictures of a checkpoint are there."""
+        return all(self._path(checkpoint, prompt).is_file() for prompt in self._prompts)
 
     def _row(self, checkpoint: Checkpoint | None, progress: Progress) -> list[Image.Image]:
         step = checkpoint.step if checkpoint else 0

@@ -70,7 +70,7 @@ def trained(job: Job, previews: Previews, progress: Progress) -> Job:
         for event in training.events(previews):
             if isinstance(event, Checkpoint):
                 proved(training.job, event)
-                if _is_shown(event, training.job.plan):
+                if is_shown(event, training.job.plan):
                     previews.show(event, progress)
             elif asked.take("preview"):
                 previews.show_unsaved(event.snapshot(), writer(training.job), progress)
@@ -88,6 +88,7 @@ class Training:
         self._largest = largest(examples, job.plan.train.batch_size)
         text = job.text
         parts = [Part(UNET, job.denoiser.network, job.denoiser.family.layers), *(text.parts() if text else ())]
+        self._ready = True
         self._adapters = Adapters.build(parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
 
     def try_out(self) -> None:
@@ -104,7 +105,11 @@ class Training:
         self._measured = preflight(job.denoiser, self._adapters, self._one_step, choices, needs)
         self._memory = self._measured.plan
         self._say(self._measured)
-        job.run.note(settings=str(job.plan), held_out=[example.path.name for example in job.dataset.held_out])
+        job.run.note(
+            settings=str(job.plan),
+            planned=config.steps,
+            held_out=[example.path.name for example in job.dataset.held_out],
+        )
         started = time.perf_counter()
         if self._held_out and job.run.base_validation is None:
             job.run.note_validation(0, self._validation())
@@ -113,12 +118,13 @@ class Training:
 
     def fit(self, previews: Previews) -> None:
         """Where there is a limit of time, choose as many steps as fit into it; a run keeps what it came to."""
-        minutes, run = self.job.request.stop_after, self.job.run
-        if not minutes or _key(minutes) in run.fact(FITTED, {}):
+        minutes, run, plan = self.job.request.stop_after, self.job.run, self.job.plan
+        key = _key(minutes, plan)
+        if not minutes or self.job.was_fitted:
             return
         # A step is its passes over the batches; the optimizer takes next to nothing beside them.
         step = self._measured.seconds * self.job.plan.train.accumulation
-        chosen = fitted(self.job.plan, minutes, step, self._seconds_beside + previews.seconds)
+        chosen = fitted(plan, minutes, step, self._seconds_beside + previews.seconds, done=run.step)
         numbers = {
             "steps": chosen.train.steps,
             "warmup": chosen.train.warmup,
@@ -127,7 +133,8 @@ class Training:
             "validate_every": chosen.validate_every,
             "notes": chosen.notes,
         }
-        run.note(**{FITTED: {**run.fact(FITTED, {}), _key(minutes): numbers}})
+        run.note(**{FITTED: {**run.fact(FITTED, {}), key: numbers}})
+        run.note(planned=chosen.train.steps)
         self.job = replace(self.job, plan=chosen)
         self._progress.live.plan(str(chosen))
         self._progress.live.opened(run, chosen.train.steps)
@@ -161,6 +168,7 @@ class Training:
             save_every=plan.save_every,
             last_step=plan.train.steps,
             asked=lambda: self._asked.take("save"),
+            clock=lambda: time.perf_counter() - self._asked.waited,
         )
         if not self._held_out:
             return events
@@ -171,11 +179,13 @@ class Training:
             self._validation,
             self._adapters,
             every=plan.validate_every,
+            ready=lambda: self._ready,
             told=lambda step, values: live.validation(step, mean_of(values)),
         )
 
     def _begin(self, resume: Snapshot, slowdown: float) -> Iterator[Step]:
         self.job.denoiser.prepare(self._adapters, self._memory, self._measured.needs)
+        self._ready = True
         return train(self.job.denoiser, self._batches, self._adapters, self.job.plan.train, resume, slowdown)
 
     def _first(self) -> Snapshot:
@@ -206,7 +216,7 @@ class Training:
         """Everything off the device until the user goes on."""
         self._progress.phase("Freeing the memory")
         self.job.denoiser.release()
-        self._adapters.to(torch.device("cpu"))
+        self._ready = False
         self._asked.wait()
         self._progress.phase("Loading the model")
 
@@ -226,19 +236,22 @@ class Training:
         )
 
 
-def as_fitted(plan: Plan, run: TrainingRun, minutes: float) -> Plan:
-    """The plan as an earlier queueing with that limit of time fitted it; as it is when there was none."""
-    numbers = run.fact(FITTED, {}).get(_key(minutes))
-    if numbers is None:
-        return plan
+def as_fitted(plan: Plan, run: TrainingRun, minutes: float) -> Plan | None:
+    """The plan as an earlier queueing with the same wishes and limit of time fitted it; None when there was none."""
+    numbers = run.fact(FITTED, {}).get(_key(minutes, plan))
+    if not minutes or numbers is None:
+        return None
     train_config = replace(plan.train, steps=numbers["steps"], warmup=numbers["warmup"])
     intervals = {name: numbers[name] for name in ("save_every", "preview_every", "validate_every")}
     return replace(plan, train=train_config, notes=tuple(numbers["notes"]), **intervals)
 
 
-def _is_shown(checkpoint: Checkpoint, plan: Plan) -> bool:
+def is_shown(checkpoint: Checkpoint, plan: Plan) -> bool:
+    """Whether previews of this file are drawn without being asked for."""
     return not checkpoint.average and (checkpoint.step % plan.preview_every == 0 or checkpoint.step >= plan.train.steps)
 
 
-def _key(minutes: float) -> str:
-    return f"{minutes:g}"
+def _key(minutes: float, plan: Plan) -> str:
+    """What was wished for: any other wish is fitted anew."""
+    intervals = plan.save_every, plan.preview_every, plan.validate_every
+    return " ".join(f"{number:g}" for number in (minutes, plan.train.steps, *intervals))

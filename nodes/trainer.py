@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 
 from comfy_api.latest import io, ui
+from safetensors import safe_open
 
 from ..training import curve
+from ..training.embeddings import bundled_words, embedding_names, worded
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
 from ..training.run import mean_of
 from . import job
 from .host import folders, loras
 from .host.graph import Graph
-from .host.live import LiveRun
+from .host.live import LiveRun, unfinished
 from .host.progress import Progress
 from .pictures import to_image
 from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK
@@ -138,6 +140,11 @@ class LoraWorkbenchTrainer(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name="", **_inputs) -> str:
+        """Changes while there is something left to do, so that queueing the same graph again goes on."""
+        return unfinished(name) if isinstance(name, str) else ""
+
+    @classmethod
     def execute(
         cls,
         model,
@@ -215,16 +222,19 @@ def report(result: job.Result, dataset) -> str:
         done += f" The newest checkpoint within {result.plan.train.steps} steps is step {result.checkpoint.step}."
     elif result.run.step < result.plan.train.steps:
         done += f" Finished early: {result.plan.train.steps} steps were planned, queue again to go on."
+    with safe_open(result.checkpoint.path, framework="pt") as file:
+        names = embedding_names(bundled_words(file.keys()), result.checkpoint.lora_name)
     lines = [
         f"LoRA '{result.run.name}'",
         done,
-        f"Settings: {result.plan}.",
+        f"Settings: {result.plan}",
         *([f"Memory: {memory}."] if (memory := result.run.fact("memory")) else []),
         *result.run.notes,
         curve.diagnose(result.run.curve()).sentence,
         f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",
+        *(f"In prompts write {worded(word, names).strip()} where you mean {word}." for word in names),
         f"Report with pictures: {os.path.join('output', 'lora_workbench', 'runs', result.run.name, 'report.html')}",
     ]
     if dataset.trigger_word:

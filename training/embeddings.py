@@ -85,6 +85,16 @@ def bundled(vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
+def unbundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Embeddings (trigger word -> encoder -> rows) out of the tensors of a LoRA file."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, rows in tensors.items():
+        if name.startswith(BUNDLED):
+            trigger, _, encoder = name.removeprefix(BUNDLED).rpartition(".")
+            found.setdefault(trigger, {})[encoder] = rows
+    return found
+
+
 def bundled_words(names: Iterable[str]) -> tuple[str, ...]:
     """The trigger words whose embeddings are among the tensors of a LoRA file, by the tensors' names."""
     found = (name.removeprefix(BUNDLED).rpartition(".")[0] for name in names if name.startswith(BUNDLED))

@@ -283,13 +283,13 @@ def notes_on(lora: LoraConfig, train: TrainConfig) -> list[str]:
     return notes
 
 
-def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save: float) -> Plan:
+def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save: float, *, done: int = 0) -> Plan:
     """The plan cut to the steps that fit into `minutes`, its warm-up and intervals in proportion; never longer.
 
-    Checkpoints, with their previews and validation, get a quarter of the time at most. ValueError when `minutes` is
-    too short for one step and one checkpoint.
+    Steps that are `done` already take no time. Checkpoints, with their previews and validation, get a quarter of the
+    time at most. ValueError when `minutes` is too short for one step and one checkpoint.
     """
-    seconds, whole = 60 * minutes, plan.train.steps
+    seconds, whole = 60 * minutes, plan.train.steps - done
     if seconds_per_step + seconds_per_save > seconds:
         raise ValueError(
             f"stop_after is {minutes:g} minutes, but one step and one checkpoint take "
@@ -302,10 +302,10 @@ def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save
     steps = max(1, int((seconds - saves * seconds_per_save) / seconds_per_step))
     steps = min(whole, steps)
     every = -(-steps // saves)
-    ratio = steps / whole
+    ratio = (done + steps) / plan.train.steps
     return replace(
         plan,
-        train=replace(plan.train, steps=steps, warmup=_in_proportion(plan.train.warmup, ratio)),
+        train=replace(plan.train, steps=done + steps, warmup=_in_proportion(plan.train.warmup, ratio)),
         save_every=every,
         preview_every=every * max(1, round(plan.preview_every / plan.save_every)),
         validate_every=max(1, round(plan.validate_every * ratio)),

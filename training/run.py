@@ -200,9 +200,12 @@ class TrainingRun:
         return snapshot
 
     def back_to(self, step: int, slowdown: float) -> None:
-        """Go on from an earlier step at a lower rate: what was saved past it is no longer part of this run."""
+        """Go on from an earlier step at a lower rate; what was saved past it is no longer part of this run."""
         self.slowdown, self.went_back = slowdown, True
         for kind in ("checkpoints", "averages"):
+            for entry in self._record.get(kind, ()):
+                if entry["step"] > step:
+                    Path(entry["path"]).unlink(missing_ok=True)
             self._record[kind] = [entry for entry in self._record.get(kind, ()) if entry["step"] <= step]
         self._record["validations"] = [entry for entry in self._record.get("validations", ()) if entry[0] <= step]
 
@@ -238,12 +241,12 @@ class TrainingRun:
         self._record["step"] = snapshot.step
         self._write_record()
 
-    def average_of_last(self, count: int) -> Checkpoint | None:
-        """The mean of the last `count` checkpoints as a file of its own, made where it is not there yet.
+    def average_of_last(self, count: int, up_to: int) -> Checkpoint | None:
+        """The mean of the last `count` checkpoints up to a step as a file of its own, made where it is not there yet.
 
         None when there are fewer than two.
         """
-        entries = self.checkpoints()[-count:]
+        entries = [entry for entry in self.checkpoints() if entry.step <= up_to][-count:]
         if count < 2 or len(entries) < 2:
             return None
         newest, path = Path(entries[-1].path), self.loras / self.name / f"{self.name}_last{len(entries)}.safetensors"
@@ -358,6 +361,7 @@ def recorded(
     save_every: int,
     last_step: int,
     asked: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Step | Checkpoint]:
     """Pass steps on, and write a checkpoint every `save_every` steps, when `asked()`, and at the end, whatever it is.
 
@@ -367,7 +371,7 @@ def recorded(
     saved: Step | None = None
     losses: list[float] = []
     run.begin()
-    started = time.perf_counter()
+    started = clock()
 
     def save_last(snapshot: Snapshot) -> list[Checkpoint]:
         nonlocal saved
@@ -378,7 +382,7 @@ def recorded(
 
     try:
         for last in steps:
-            run.log(last, time.perf_counter() - started)
+            run.log(last, clock() - started)
             if not last.skipped:
                 losses.append(last.loss)
             yield last
@@ -386,7 +390,7 @@ def recorded(
                 yield from save_last(last.snapshot())
             elif run.went_back:
                 run.keep(last.snapshot())
-            started = time.perf_counter()
+            started = clock()
         if last is not saved:
             yield from save_last(last.snapshot())
     except BaseException:
@@ -412,11 +416,13 @@ def validated(
     adapters: Adapters,
     *,
     every: int = 0,
+    ready: Callable[[], bool] = lambda: True,
     told: Callable[[int, Validation], None] = lambda step, values: None,
 ) -> Iterator[Step | Checkpoint]:
     """Pass events on, and ask the held-out pictures about every checkpoint, and every so many steps between them.
 
-    `told(step, values)` hears of what the weights as trained gave.
+    `ready()` says whether the network can be asked at all, and `told(step, values)` hears of what the weights as
+    trained gave.
     An average is measured with its weights in the adapters, which hold those of the training again afterwards. After an
     interrupt the checkpoint that it left is measured too, where that takes a moment only.
     """
@@ -449,7 +455,7 @@ def validated(
         raise
     except BaseException:
         kept = last is not None and run.step == last.number
-        if kept and last.number not in measured and seconds <= MOMENT:
+        if kept and last.number not in measured and seconds <= MOMENT and ready():
             ask(last.number)
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import comfy.model_management as mm
@@ -28,6 +29,8 @@ class Controls:
     def __init__(self, node_id: str | None, changed: Callable[[], None] = lambda: None) -> None:
         self.node_id = node_id
         self.waiting = False
+        self.waited = 0.0
+        """Seconds spent in pauses."""
         self._changed = changed
         self._asked: set[str] = set()
         self._paused = False
@@ -76,7 +79,7 @@ class Controls:
         """Return when the training may go on; ComfyUI's interrupt on cancel."""
         if not self._paused:
             return
-        pause, self.waiting = threading.Event(), True
+        pause, self.waiting, started = threading.Event(), True, time.perf_counter()
         self._changed()
         try:
             while self._paused:
@@ -84,6 +87,7 @@ class Controls:
                 pause.wait(POLL)
         finally:
             self.waiting = False
+            self.waited += time.perf_counter() - started
             self._changed()
 
 

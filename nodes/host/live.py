@@ -288,6 +288,16 @@ def newest_run(name: str) -> TrainingRun | None:
     return None if folder is None else TrainingRun(folder, folders.loras_folder(), values)
 
 
+def unfinished(name: str) -> str:
+    """How far the newest run of that typed name is while there is something left to do; empty when there is not."""
+    run = newest_run(name)
+    planned = run.fact("planned") if run is not None else None
+    if planned is None:
+        return ""
+    there = [entry.step for entry in run.checkpoints()]
+    return "" if planned in there else f"{run.name} {max(there, default=0)} of {planned}"
+
+
 def view_address(path: Path) -> str | None:
     """Where ComfyUI serves a file of its output folder, below its own address; None for any other file."""
     try:

@@ -117,7 +117,11 @@ class NewTokens:
 
     def write(self, lora_name: str, trained: Mapping[str, Tensor]) -> list[Path]:
         """Write the words of a state as embedding files, called like the LoRA file `lora_name` in ComfyUI's folder."""
-        folder, rows, written = folders.embeddings_folder(), self.rows(trained), []
+        return self.write_rows(lora_name, self.rows(trained))
+
+    def write_rows(self, lora_name: str, rows: Rows) -> list[Path]:
+        """Write the rows of the words as embedding files, called like the LoRA file `lora_name`."""
+        folder, written = folders.embeddings_folder(), []
         for trigger, name in embedding_names(self._words, lora_name).items():
             written.append(embedding_path(folder, name))
             write_atomically(written[-1], tensor_bytes(rows[trigger], {"modelspec.trigger_phrase": trigger}))

@@ -75,9 +75,9 @@ def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Con
             yield from watched(steps, progress, total, requests)
         return
     pace = smoothed = None
-    started = time.perf_counter()
+    started = time.perf_counter() - requests.waited
     for step in steps:
-        took = time.perf_counter() - started
+        took = time.perf_counter() - requests.waited - started
         pace = took if pace is None else 0.9 * pace + 0.1 * took
         if not step.skipped:
             smoothed = step.loss if smoothed is None else 0.95 * smoothed + 0.05 * step.loss
@@ -86,8 +86,8 @@ def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Con
         yield step
         progress.line(training_line(step.number, total, pace, smoothed))
         progress.update(step.number, total)
-        # What happens between two steps (saving, previews) is no part of the pace.
-        started = time.perf_counter()
+        # What happens between two steps (saving, previews, a pause) is no part of the pace.
+        started = time.perf_counter() - requests.waited
         throw_if_cancelled()
         if requests.take("finish"):
             return

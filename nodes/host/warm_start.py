@@ -40,9 +40,7 @@ def warm_start(adapters: Adapters, model, clip, path: Path) -> str:
     file, keys = Path(path).name, key_map(model, clip)
     lora = comfy.lora_convert.convert_lora(read_lora(path))
     with torch.no_grad():
-        by_weight = _by_weight(comfy.lora.load_lora(lora, keys, log_missing=False))
-        if not by_weight:
-            raise ValueError(f"'{file}' has no layer that fits this model: choose a LoRA of its family to start from.")
+        by_weight = _by_weight(_patches(lora, keys, file))
         report = _Report(file)
         for adapter in adapters:
             weight, _ = place_of(keys.get(adapter.key, ("", None)))
@@ -55,6 +53,18 @@ def warm_start(adapters: Adapters, model, clip, path: Path) -> str:
             f"'{file}' changes other layers than those that are trained ({_listed(left_out)}): choose other layers."
         )
     return report.line(left_out)
+
+
+def check_fit(model, clip, path: Path) -> None:
+    """ValueError when the file cannot be read or fits the model nowhere."""
+    _patches(comfy.lora_convert.convert_lora(read_lora(path)), key_map(model, clip), Path(path).name)
+
+
+def _patches(lora: dict[str, Tensor], keys: dict, file: str) -> dict:
+    patches = comfy.lora.load_lora(lora, keys, log_missing=False)
+    if not patches:
+        raise ValueError(f"'{file}' has no layer that fits this model: choose a LoRA of its family to start from.")
+    return patches
 
 
 @dataclass

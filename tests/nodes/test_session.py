@@ -9,11 +9,12 @@ import pytest
 import queueing
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_workbench.nodes import session
 from lora_workbench.nodes.host import controls, loras
 from lora_workbench.nodes.host.memory import OUT_OF_MEMORY
+from lora_workbench.nodes.trainer import LoraWorkbenchTrainer
 from lora_workbench.training.embeddings import embedding_names, worded
 from lora_workbench.training.presets import ExpertSettings
 
@@ -53,9 +54,9 @@ def as_slow_as(seconds, monkeypatch):
 
 def test_a_limit_of_time_fits_the_steps_to_the_speed_that_was_measured(trainer, monkeypatch):
     as_slow_as(600.0, monkeypatch)
-    outputs = trainer.queue(steps=1000, save_every=0, stop_after=61.0)
+    outputs = trainer.queue(steps=1000, save_every=0, stop_after=65.0)
     assert steps_of(outputs)[-1] == 6
-    assert "6 of 1000 steps fit into 61 minutes." in outputs["report"]
+    assert "6 of 1000 steps fit into 65 minutes." in outputs["report"]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -63,7 +64,7 @@ def test_a_run_keeps_the_steps_its_limit_came_to_and_ends_as_if_it_was_never_sto
     trainer, tmp_path, monkeypatch, schedule
 ):
     as_slow_as(600.0, monkeypatch)
-    limited = {"steps": 1000, "save_every": 0, "stop_after": 61.0, "settings": ExpertSettings(schedule=schedule)}
+    limited = {"steps": 1000, "save_every": 0, "stop_after": 65.0, "settings": ExpertSettings(schedule=schedule)}
     with queueing.at_forward(trainer.model, 2, queueing.interrupt), pytest.raises(mm.InterruptProcessingException):
         trainer.queue(**limited)
     as_slow_as(6.0, monkeypatch)
@@ -73,6 +74,15 @@ def test_a_run_keeps_the_steps_its_limit_came_to_and_ends_as_if_it_was_never_sto
     whole = queueing.trainer("sdxl", tmp_path / "whole", monkeypatch, models=queueing.shared_models("sdxl"))
     whole.queue(**limited)
     assert queueing.sha256(whole.lora(6)) == stopped
+
+
+def test_a_limit_counts_what_is_left_and_more_steps_are_fitted_anew(trainer, monkeypatch):
+    assert steps_of(trainer.queue(steps=4)) == [2, 4]
+    as_slow_as(600.0, monkeypatch)
+    limited = trainer.queue(steps=1000, save_every=0, stop_after=35.0)
+    assert steps_of(limited)[-1] == 7 and "3 of 996 steps fit into 35 minutes." in limited["report"]
+    as_slow_as(0.01, monkeypatch)
+    assert steps_of(trainer.queue(steps=9, stop_after=35.0))[-1] == 9
 
 
 def test_a_limit_too_short_for_one_step_is_said_before_training(trainer, monkeypatch):
@@ -126,6 +136,18 @@ def test_a_new_word_is_an_embedding_that_prompts_can_use_at_once(trainer, tmp_pa
     assert not np.array_equal(
         preview(trainer, 4), queueing.by_the_graphs_nodes(trainer, "zork on a hill", outputs["lora_name"])
     )
+    assert "In prompts write embedding:star/star_000004 where you mean zork." in outputs["report"]
+
+
+def test_a_lora_that_fits_nothing_is_refused_before_anything_is_encoded(trainer):
+    other = trainer.loras / "other.safetensors"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {"lora_unet_no.lora_up.weight": torch.ones(2, 1), "lora_unet_no.lora_down.weight": torch.ones(1, 2)}, other
+    )
+    with pytest.raises(ValueError, match=r"^'other\.safetensors' has no layer that fits this model"):
+        trainer.queue(start_from="other.safetensors")
+    assert not trainer.asked.pictures and not trainer.asked.texts
 
 
 def test_the_picker_draws_trained_text_and_new_words_as_the_previews_do(trainer, caplog):
@@ -208,6 +230,37 @@ def test_a_pause_gives_the_memory_back_and_changes_nothing(trainer, monkeypatch)
     assert seen == [0]
     trainer.queue(resume="start over")
     assert same_tensors(trainer.lora(4), trainer.lora(4, "star_v2"))
+
+
+def test_a_pause_that_is_cancelled_is_a_cancel(trainer, monkeypatch):
+    def wait(asked):
+        if asked.paused():
+            queueing.interrupt()
+            mm.throw_exception_if_processing_interrupted()
+
+    monkeypatch.setattr(controls.Controls, "wait", wait)
+    pausing = queueing.at_forward(trainer.model, 3, lambda: controls.ask(queueing.NODE_ID, "pause"))
+    with pausing, pytest.raises(mm.InterruptProcessingException):
+        trainer.queue(dataset=trainer.dataset(hold_out=1))
+    assert trainer.lora(3).is_file()
+    assert steps_of(trainer.queue(dataset=trainer.dataset(hold_out=1)))[-1] == 4
+
+
+def test_previews_are_drawn_as_often_as_was_asked_for(trainer):
+    trainer.queue(save_every=1, settings=ExpertSettings(preview_every=2))
+    assert sorted(int(path.name[:6]) for path in (trainer.runs / "star" / "previews").glob("*.png")) == [0, 2, 4]
+
+
+def test_queueing_the_same_graph_goes_on_until_it_is_done(trainer):
+    asked = LoraWorkbenchTrainer.fingerprint_inputs
+    assert asked(name="star", model=None) == ""
+    with queueing.at_forward(trainer.model, 2, lambda: controls.ask(queueing.NODE_ID, "finish")):
+        trainer.queue()
+    assert asked(name="star") == "star 2 of 4"
+    trainer.queue()
+    assert asked(name="star") == "" == asked(name=None)
+    trainer.lora(4).unlink()
+    assert asked(name="star") == "star 2 of 4"
 
 
 # Trouble

@@ -590,15 +590,15 @@ def test_the_average_of_the_last_checkpoints_is_their_mean_and_made_once(folders
     run = open_run(folders)
     for step, fill in ((10, 9.0), (20, 1.0), (30, 2.0), (40, 6.0)):
         run.save(snapshot(step, fill), write_lora, 0.25)
-    entry = run.average_of_last(3)
+    entry = run.average_of_last(3, up_to=10_000)
     assert (entry.step, entry.average) == (40, "last 3") and entry.path.endswith("star_last3.safetensors")
     file = load_file(entry.path)
     assert (file["a.down"] == 3.0).all() and file["a.down"].dtype == torch.float16
     before = path_facts(entry.path)
     again = open_run(folders)
-    assert again.average_of_last(3) == entry and path_facts(entry.path) == before
+    assert again.average_of_last(3, up_to=10_000) == entry and path_facts(entry.path) == before
     run.save(snapshot(50, 7.0), write_lora, 0.25)
-    assert (load_file(run.average_of_last(3).path)["a.down"] == 5.0).all()
+    assert (load_file(run.average_of_last(3, up_to=10_000).path)["a.down"] == 5.0).all()
     assert [average.step for average in open_run(folders).averages()] == [50]
 
 
@@ -610,7 +610,7 @@ def path_facts(path):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_of_one_checkpoint_or_none_there_is_no_average(folders, count):
     run = saved_run(folders, 10)
-    assert run.average_of_last(count) is None and run.averages() == ()
+    assert run.average_of_last(count, up_to=10_000) is None and run.averages() == ()
 
 
 def test_a_checkpoint_comes_when_it_is_asked_for(folders):

@@ -95,8 +95,8 @@ class Trial:
 TRIALS = {
     "lora": Trial(),
     "dora": Trial({"kind": "dora"}),
-    "loha": Trial({"kind": "loha"}, rate=4.0),
-    "lokr": Trial({"kind": "lokr"}, rate=4.0),
+    "loha": Trial({"kind": "loha"}, rate=2.0),
+    "lokr": Trial({"kind": "lokr"}, rate=8.0),
     "oft": Trial({"kind": "oft"}),
     "ema": Trial({"ema": 0.99}),
     "noise": Trial(pictures=noise_around),

@@ -87,7 +87,7 @@ OPTIMIZER_RATES = {
 """Factors on the learning rate. Lion's steps are larger, 3 to 10 times (Chen et al. 2023, section 5); schedule-free
 takes 1 to 10 times AdamW's rate (Defazio et al. 2024). Prodigy finds the rate itself and is given 1."""
 
-KIND_RATES = {LOHA: 4.0, LOKR: 4.0}
+KIND_RATES = {LOHA: 2.0, LOKR: 8.0}
 """Factors on the learning rate. The change these make is a product of more small numbers, so it grows more slowly:
 measured on the toy world (docs/benchmarks.md)."""
 

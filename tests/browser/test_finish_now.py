@@ -24,6 +24,8 @@ VALUES = {
     "preview_prompts": "zork\na zork in the snow",
     "seed": 7,
     "resume": "start over",
+    "stop_after": 20.0,
+    "start_from": "nothing",
 }
 
 

@@ -32,7 +32,12 @@ class Graph:
         """The graph behind a node's hidden inputs; an empty one where the user told ComfyUI to write no metadata."""
         if hidden is None or args.disable_metadata:
             return cls()
-        return cls(hidden.prompt or {}, hidden.extra_pnginfo or {}, str(hidden.unique_id or ""))
+        # ComfyUI notes in it what made a node run again, which is nothing of the graph.
+        prompt = {
+            node: {key: value for key, value in facts.items() if key != "is_changed"}
+            for node, facts in (hidden.prompt or {}).items()
+        }
+        return cls(prompt, hidden.extra_pnginfo or {}, str(hidden.unique_id or ""))
 
     def png_info(self) -> PngInfo | None:
         """What ComfyUI's Save Image writes into a picture, so that dropping it on the canvas restores the graph."""

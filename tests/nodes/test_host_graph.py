@@ -59,6 +59,11 @@ def test_a_picture_carries_the_graph_exactly_as_save_image_writes_it(graph, tmp_
     assert ours.text == Image.open(theirs).text and set(ours.text) == {"prompt", "workflow"}
 
 
+def test_why_a_node_ran_again_is_no_part_of_its_graph(comfyui):
+    ran_again = {node: {**facts, "is_changed": ["star 2 of 4"]} for node, facts in PROMPT.items()}
+    assert Graph.of(SimpleNamespace(prompt=ran_again, extra_pnginfo={}, unique_id="3")).prompt == PROMPT
+
+
 def test_a_user_who_wants_no_metadata_gets_none(graph, monkeypatch, comfyui):
     monkeypatch.setattr(args, "disable_metadata", True)
     empty = Graph.of(SimpleNamespace(prompt=PROMPT, extra_pnginfo={"workflow": WORKFLOW}, unique_id="3"))

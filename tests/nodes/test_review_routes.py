@@ -320,7 +320,7 @@ def test_the_own_page_and_programs_are_answered(opened):
     ],
 )
 def test_an_origin_is_ours_when_host_and_port_agree(origin, host, own):
-    assert review._is_own(origin, host) is own
+    assert requests._is_own(origin, host) is own
 
 
 @pytest.mark.parametrize(("method", "path"), READS + WRITES)

@@ -29,7 +29,7 @@ export class Chart {
     const [width, height] = [this.place.clientWidth, this.place.clientHeight];
     if (!this.state || !width || !height) return;
     const { loss, smoothed, validation, rate, total, step } = this.state;
-    const x = scale([0, Math.max(total ?? 0, step, 1)], [MARGIN.left, width - MARGIN.right]);
+    const x = scale([0, shownSteps(step, total)], [MARGIN.left, width - MARGIN.right]);
     const bottom = height - MARGIN.bottom - (rate.length ? RATE_HEIGHT : 0);
     const levels = range(loss, smoothed, validation);
     const y = scale(levels, [bottom, MARGIN.top]);
@@ -108,6 +108,13 @@ export class Chart {
     this.at = at;
     this.draw();
   }
+}
+
+/** How many steps the axis shows: all, or of a training that has just begun a half, a quarter and so on. */
+function shownSteps(step, total) {
+  let most = Math.max(total ?? 0, step, 1);
+  while (most >= 40 && most / 2 >= step) most /= 2;
+  return most;
 }
 
 /** A straight map from one range to another, with the way back. */

@@ -113,10 +113,10 @@ export class Panel {
   }
 
   showNotes(notes) {
-    const lines = notes.map(({ step, text }) => element("li", {}, element("b", {}, when(step)), ` ${text}`));
+    const lines = notes.map((note) => element("li", {}, element("b", {}, when(note)), note.text));
     const newest = lines.slice(-SHOWN_NOTES);
     this.notes.replaceChildren(...newest);
-    this.notes.title = notes.map(({ step, text }) => `${when(step)} ${text}`).join("\n");
+    this.notes.title = notes.map((note) => when(note) + note.text).join("\n");
     this.notes.hidden = !notes.length;
   }
 
@@ -177,7 +177,10 @@ export class Panel {
   }
 }
 
-const when = (step) => (step == null ? "earlier" : `step ${count(step)}`);
+/** The step of a note, unless its text begins with it. */
+function when({ step, text }) {
+  return step == null || /^step /i.test(text) ? "" : `step ${count(step)} `;
+}
 
 function memoryWords(memory) {
   if (!memory) return "";

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from lora_workbench.nodes import job
+from lora_workbench.nodes import session
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.batches import Batches
 from lora_workbench.training.dataset import REGULARIZATION, joined
@@ -70,7 +70,7 @@ def test_what_the_trainer_learns_from_is_what_the_dataset_says(trainer, monkeypa
             seen.append(super().__getitem__(number))
             return seen[-1]
 
-    monkeypatch.setattr(job, "Batches", Seen)
+    monkeypatch.setattr(session, "Batches", Seen)
     with_masks(trainer)
     dataset = joined([regularization(trainer), trainer.dataset(**EVERYTHING)])
     outputs = trainer.queue(dataset=dataset, steps=40, save_every=100)

@@ -159,7 +159,7 @@ def at_forward(patcher, number: int, act, *, training: bool = True):
     calls = []
 
     def before(*_):
-        if (is_a_step() if training else not (mm.in_training and torch.is_grad_enabled())):
+        if is_a_step() if training else not (mm.in_training and torch.is_grad_enabled()):
             calls.append(None)
             if len(calls) == number:
                 act()

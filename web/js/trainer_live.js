@@ -6,6 +6,7 @@ const ADDRESS = "/lora_workbench/training";
 const EVENT = "lora_workbench.training";
 const LISTS = ["loss", "smoothed", "validation", "rate", "previews", "notes"];
 const RUNNING = ["preparing", "training", "paused"];
+const SILENCE = 4000; // ms after which a running training is asked: ComfyUI can lose a page that was reloaded
 
 export class LiveRun {
   /** `changed` is called with every new state. */
@@ -16,11 +17,16 @@ export class LiveRun {
     this.stopping = new AbortController();
     const options = { signal: this.stopping.signal };
     api.addEventListener(EVENT, ({ detail }) => this.receive(detail), options);
-    api.addEventListener("reconnected", () => this.refresh(), options);
+    api.addEventListener("reconnected", () => this.refreshSoon(), options);
+    this.watching = setInterval(() => {
+      const silent = performance.now() - (this.heard ?? 0) > SILENCE;
+      if (silent && RUNNING.includes(this.state?.status)) this.refreshSoon();
+    }, SILENCE);
   }
 
   stop() {
     this.stopping.abort();
+    clearInterval(this.watching);
   }
 
   /** The name of the LoRA, where it is typed on the node itself. */
@@ -41,6 +47,7 @@ export class LiveRun {
   receive(event) {
     const known = this.state;
     this.newest = event;
+    this.heard = performance.now();
     if (known?.id === event.id) {
       const follows = event.number === known.number + 1;
       const fits = LISTS.every((key) => !event[key] || event[key].from <= known[key].length);

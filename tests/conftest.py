@@ -99,6 +99,14 @@ def server(comfyui, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(autouse=True)
+def idle(request):
+    """What a failed test leaves running on the server is ended, or it would hold up every test after it."""
+    yield
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").become_idle()
+
+
 @pytest.fixture(scope="session")
 def object_info(server) -> dict:
     """The schema of every node, as the frontend sees it."""

@@ -154,6 +154,16 @@ class Server:
         """Presses Cancel."""
         self.post("/interrupt", {})
 
+    def become_idle(self, timeout: float = 60) -> None:
+        """Cancels whatever runs or waits, and returns when nothing does; TimeoutError when it does not end."""
+        deadline = time.monotonic() + timeout
+        while json.loads(self.get("/prompt"))["exec_info"]["queue_remaining"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ComfyUI is still busy {timeout:.0f} s after being asked to stop.")
+            self.post("/queue", {"clear": True})
+            self.interrupt()
+            time.sleep(0.2)
+
     def image(self, shown: Mapping[str, str]) -> bytes:
         """The file behind one entry of a node's ``images``, fetched as the frontend does."""
         names = {key: shown[key] for key in ("filename", "subfolder", "type") if key in shown}

@@ -21,6 +21,8 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 1
     variables = {**os.environ, "PYTHONPYCACHEPREFIX": str(python.parents[1] / "pycache")}
+    # The toy models are so small that threads only wait for each other, and a page beside them gets no turn.
+    variables.setdefault("OMP_NUM_THREADS", "1")
     if folder:
         variables["COMFYUI_PATH"] = str(folder)
         print(f"ComfyUI {comfyui.version(folder)} in {folder}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from server import PromptServer
 from ...training.loop import Step
 from . import controls
 from .controls import Controls
-from .live import LiveRun
+from .live import INTERVAL, LiveRun
 
 
 def throw_if_cancelled() -> None:
@@ -75,6 +76,7 @@ def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Con
             yield from watched(steps, progress, total, requests)
         return
     pace = smoothed = None
+    drawn = -math.inf
     started = time.perf_counter() - requests.waited
     for step in steps:
         took = time.perf_counter() - requests.waited - started
@@ -84,8 +86,11 @@ def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Con
         progress.live.step(step, pace)
         # Drawing progress may raise ComfyUI's interrupt: by then the step must have been handed on.
         yield step
-        progress.line(training_line(step.number, total, pace, smoothed))
-        progress.update(step.number, total)
+        # A page that draws every step of a fast training has no time left for its user.
+        if time.perf_counter() - drawn >= INTERVAL or step.number >= total:
+            drawn = time.perf_counter()
+            progress.line(training_line(step.number, total, pace, smoothed))
+            progress.update(step.number, total)
         # What happens between two steps (saving, previews, a pause) is no part of the pace.
         started = time.perf_counter() - requests.waited
         throw_if_cancelled()

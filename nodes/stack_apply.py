@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..training.description import trigger_words
 from ..training.lora_family import family_of, mismatch, title
 from .host import folders, loras
 from .sockets import CATEGORY, STACK
@@ -144,16 +144,3 @@ def line_about(name: str, strength_model: float, strength_clip: float | None, la
     strengths = f"model {strength_model:g}" + ("" if strength_clip is None else f", clip {strength_clip:g}")
     reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
     return f"{name}: {strengths}, {reached}"
-
-
-def trigger_words(described: dict[str, str]) -> list[str]:
-    """What a file says calls it: its trigger phrase, else the commonest of its training tags."""
-    phrase = described.get("modelspec.trigger_phrase", "").strip()
-    if phrase:
-        return [phrase]
-    try:
-        folders_of_tags = json.loads(described.get("ss_tag_frequency", "{}"))
-        counts = [item for tags in folders_of_tags.values() for item in tags.items()]
-        return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []
-    except (ValueError, AttributeError, TypeError):
-        return []

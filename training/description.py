@@ -242,6 +242,19 @@ def read(path: Path) -> dict[str, str]:
         raise ValueError(f"The LoRA file '{path.name}' cannot be read ({error}): choose another file.") from error
 
 
+def trigger_words(entries: Mapping[str, str]) -> list[str]:
+    """What a file says calls it: its trigger phrase, else the commonest of its training tags."""
+    phrase = entries.get("modelspec.trigger_phrase", "").strip()
+    if phrase:
+        return [phrase]
+    try:
+        folders_of_tags = json.loads(entries.get("ss_tag_frequency", "{}"))
+        counts = [item for tags in folders_of_tags.values() for item in tags.items()]
+        return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []
+    except (ValueError, AttributeError, TypeError):
+        return []
+
+
 def settings_of(entries: Mapping[str, str]) -> dict:
     """The settings a file was trained with; {} when it is not one of ours."""
     try:

@@ -1,0 +1,123 @@
+"""What happens to the LoRA files of a run once one is chosen: it is kept under a short name, others are deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..training.embeddings import bundled_words, embedding_names, embedding_path
+from ..training.lora_content import content_of
+from ..training.run import Checkpoint, safe_name
+from ..training.whole_file import WRITING
+from .host import folders
+
+MOST_VERSIONS = 10_000
+
+
+def keep(checkpoint: Checkpoint, name: str, picture: Path | None = None) -> Path:
+    """Copy a LoRA file to `<loras>/<name>.safetensors`, with its cover and the embeddings of its new words.
+
+    Where that name is another file's, `<name>_v2` and so on is taken; what was kept before is not copied again. Without
+    a cover of its own it gets `picture`. ValueError for a name that cannot be a file's.
+    """
+    source, number = Path(checkpoint.path), 1
+    target = kept_as(checkpoint, name)
+    while target is None:
+        place = _version(source, name, number)
+        free = not cover_of(place).exists() and not place.exists()
+        if free and _copy(source, place):
+            target = place
+        number += 1
+    cover = cover_of(source) if cover_of(source).is_file() else picture
+    if cover is not None and not cover_of(target).exists():
+        _copy(cover, cover_of(target))
+    _copy_words(source, checkpoint.lora_name, target.name)
+    return target
+
+
+def kept_as(checkpoint: Checkpoint, name: str) -> Path | None:
+    """The file under that name, or a later version of it, that holds the same tensors; None when there is none."""
+    source = Path(checkpoint.path)
+    for number in range(1, MOST_VERSIONS):
+        place = _version(source, name, number)
+        if not place.exists() and not cover_of(place).exists():
+            return None
+        if place.is_file() and content_of(place) == content_of(source):
+            return place
+    return None
+
+
+def delete(names: Sequence[str], total: int) -> None:
+    """Delete LoRA files of the loras folders and their covers.
+
+    ValueError, before any is touched, for a name that leaves these folders and where the files' sizes do not add up to
+    `total` bytes; afterwards for a file that the system does not let go.
+    """
+    paths = [folders.lora_path(name) for name in names]
+    found = sum(path.stat().st_size for path in paths)
+    if found != total:
+        raise ValueError(
+            f"These files have {found:,} bytes now and not the {total:,} that were shown, so nothing was deleted: look "
+            "at the list again."
+        )
+    for path in paths:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"'{path.name}' cannot be deleted ({error}): close what uses it, then try again."
+            ) from error
+        with suppress(OSError):
+            cover_of(path).unlink()
+
+
+def cover_of(lora: Path) -> Path:
+    """Where ComfyUI's model list looks for the picture of a LoRA file."""
+    return lora.with_suffix(".preview.png")
+
+
+def _version(source: Path, name: str, number: int) -> Path:
+    if number >= MOST_VERSIONS:
+        raise ValueError(f"There are already {MOST_VERSIONS - 1:,} files called '{name}': delete some of them.")
+    title = safe_name(name)
+    return folders.loras_folder() / f"{title if number == 1 else f'{title}_v{number}'}{source.suffix}"
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Copy a file, whole or not at all; False when there is one already, which stays as it is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=WRITING, suffix=target.suffix)
+    try:
+        with os.fdopen(handle, "wb") as copy, source.open("rb") as original:
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.chmod(temporary, 0o644)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: an empty file of that name is ours alone
+            with target.open("xb"):
+                pass
+            os.replace(temporary, target)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+    return True
+
+
+def _copy_words(source: Path, lora_name: str, kept_name: str) -> None:
+    """The embeddings beside a LoRA file, under the names that prompts with its copy say."""
+    words = bundled_words(content_of(source).names)
+    here, there = embedding_names(words, lora_name), embedding_names(words, kept_name)
+    for word in words:
+        original = embedding_path(folders.embeddings_folder(), here[word])
+        if original.is_file():
+            _copy(original, embedding_path(folders.embeddings_folder(), there[word]))

@@ -1,26 +1,57 @@
 """Which checkpoint to use, from the loss on pictures that were kept out of training.
 
-Each checkpoint is compared with the untrained base at the same noise and noise levels: D = mean over levels of
-ln(L / L0) for each picture, H = mean of D over the pictures. The logarithm of a ratio has no unit, so hard pictures
-and noisy levels do not dominate, and 0 is "as good as the base".
+With H of every file (scores.py), the best file has the lowest H. Its neighbours are as good as long as they are within
+measuring error of it: the safe range. Files are ordered by step; averages are candidates too, but what became of the
+training is told from the weights as trained. The rules and their limits were tried on simulated curves.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
+from . import scores
 from .run import Checkpoint, Checkpoints, Validation
+from .scores import Score, Scored, comparable, differences, mean_difference, standard_error
 
-SUGGESTED, LAST, AT_STEP = "suggested", "last", "at step"
-PICKS = (SUGGESTED, LAST, AT_STEP)
+SUGGESTED, LAST, AT_STEP, ASK_ME = "suggested", "last", "at step", "ask me"
+PICKS = (SUGGESTED, LAST, AT_STEP, ASK_ME)
 BALANCED, FLEXIBLE, LIKENESS = "balanced", "flexible", "likeness"
 PREFERENCES = (BALANCED, FLEXIBLE, LIKENESS)
+NOTHING_LEARNED, STILL_IMPROVING, LEVELLED_OFF = "nothing learned", "still improving", "levelled off"
+OVER_TRAINED, GUESS = "over-trained later", "guess"
+HIGH, MEDIUM, LOW = "high", "medium", "low"
+
+HARMFUL = 0.5
+"""A file with a higher H has done damage, or is for another model."""
 SMALLEST_DIFFERENCE = 0.003
 ERROR_OF_ONE_PICTURE = 0.02
 SMALLEST_IMPROVEMENT, SMALLEST_IMPROVEMENT_OF_FEW, FEW = 0.012, 0.02, 4
 STANDARD_ERRORS = 2.5
+LAST_STEPS, SMALLEST_STEP = 3, 0.005
+SMALLEST_RISE = 0.01
+SHARES_OF_GAIN = {FLEXIBLE: 0.5, BALANCED: 0.75, LIKENESS: 0.9}
+"""How much of what is gained on training pictures the pick has, where no picture was kept out."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
+WEAK = 0.6
+"""A LoRA that does best below this strength has learned too much of its pictures."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The suggested checkpoint, those that are as good, what became of the training, and how sure that is.
+
+    `kind` is one of "nothing learned", "still improving", "levelled off", "over-trained later" and "guess",
+    `confidence` "high", "medium" or "low", `reason` is for the user. `broken` are the files that were left out.
+    """
+
+    checkpoint: Checkpoint
+    safe: tuple[Checkpoint, ...]
+    kind: str
+    confidence: str
+    reason: str
+    broken: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,35 +63,290 @@ class Choice:
 
 
 def choose(checkpoints: Checkpoints, pick: str, at_step: int, preference: str) -> Choice:
-    """The checkpoint the user asked for; ValueError when there is none, or none at that step."""
+    """The checkpoint the user asked for, or the one suggested by what the trainer itself measured.
+
+    ValueError when there is none, or none at that step.
+    """
     entries = checkpoints.entries
     if not entries:
-        raise ValueError(f"The run '{checkpoints.name}' has no checkpoint left in '{checkpoints.folder}': train again.")
+        raise ValueError(why_none(checkpoints))
     if pick == AT_STEP:
-        return Choice(_at_step(entries, at_step, checkpoints.name), f"Step {at_step} was asked for.")
+        return Choice(_at_step(entries, at_step, checkpoints.name), f"Step {at_step:,} was asked for.")
     if pick == LAST:
-        return Choice(entries[-1], f"Step {entries[-1].step} is the last checkpoint.")
-    return _suggested(checkpoints, preference)
+        return Choice(entries[-1], f"Step {entries[-1].step:,} is the last checkpoint.")
+    measured = [Scored(entry, Score(entry.validation or [])) for entry in entries]
+    decision = decide(measured, Score(checkpoints.base_validation or []), preference)
+    return Choice(decision.checkpoint, decision.reason)
 
 
-def improvement(entry: Checkpoint, base: Validation) -> list[float]:
-    """D of each held-out picture; below zero is better than the base."""
-    return [
-        statistics.fmean(math.log(level / base_level) for level, base_level in zip(levels, base_levels, strict=True))
-        for levels, base_levels in zip(entry.validation, base, strict=True)
-    ]
+def why_none(checkpoints: Checkpoints) -> str:
+    """The sentence for a run without files."""
+    return f"The run '{checkpoints.name}' has no checkpoint left in '{checkpoints.folder}': train again."
 
 
 def scored(checkpoints: Checkpoints) -> list[Checkpoint]:
-    """The checkpoints that can be compared with the base: all of whose held-out losses are proper numbers."""
-    if not _is_proper(checkpoints.base_validation):
-        return []
-    return [entry for entry in checkpoints.entries if _is_proper(entry.validation)]
+    """The checkpoints that the trainer measured: those whose held-out losses can be compared with the base's."""
+    return [entry for entry in checkpoints.entries if comparable(entry.validation, checkpoints.base_validation)]
 
 
 def percent_better(entry: Checkpoint, base: Validation) -> float:
-    """How much lower the held-out loss is than the base model's, in percent; negative when it is higher."""
-    return 100 * (1 - math.exp(statistics.fmean(improvement(entry, base))))
+    """How much lower the held-out loss that the trainer measured is than the base model's, in percent."""
+    return scores.percent_better(entry.validation, base)
+
+
+def label(checkpoint: Checkpoint) -> str:
+    """What a file is called beside others: "step 1,400", "step 1,400, EMA" or "the average of the last 3"."""
+    if checkpoint.average.startswith("last "):
+        return f"the average of the {checkpoint.average}"
+    return f"step {checkpoint.step:,}" + (f", {checkpoint.average}" if checkpoint.average else "")
+
+
+def decide(
+    measured: Sequence[Scored], base: Score, preference: str, likeness: Mapping[str, float] | None = None
+) -> Decision:
+    """Which file to use, and what became of the training.
+
+    `likeness` by `lora_name` chooses among the files that are as good when the preference is "likeness"; files that
+    copy their pictures are left out of it. ValueError naming a file when none can be used.
+    """
+    if not measured:
+        raise ValueError("There is no LoRA file to choose from: train one, or choose a folder that holds some.")
+    ordered = sorted(measured, key=lambda entry: (entry.checkpoint.step, bool(entry.checkpoint.average)))
+    broken = tuple(entry.checkpoint for entry in ordered if why_broken(entry.score, base))
+    sound = [entry for entry in ordered if entry.checkpoint not in broken]
+    if not sound:
+        return _least_harm(ordered, base, broken)
+    kept_out = [entry for entry in sound if comparable(entry.score.held_out, base.held_out)]
+    if kept_out:
+        curve = _Curve(kept_out, base.held_out, [entry.score.training for entry in kept_out], base.training)
+        return _from_curve(curve, preference, likeness or {}, broken)
+    return _guess(sound, base, preference, broken)
+
+
+def why_broken(score: Score, base: Score) -> str:
+    """Why a file cannot be used, in a few words; "" for one that can."""
+    if score.broken:
+        return score.broken
+    for values, others in ((score.held_out, base.held_out), (score.training, base.training)):
+        if values and not scores.is_proper(values):
+            return "its loss is not a number"
+        if comparable(values, others):
+            mean = mean_difference(values, others)
+            return f"it makes the loss {-scores.percent_of(mean):.0f} % higher" if mean > HARMFUL else ""
+    return ""
+
+
+def recommended_strength(by_strength: Mapping[float, Validation], base: Validation) -> tuple[float, str]:
+    """The strength with the lowest H, 1 where none is better than the base; and what a low one means, or ""."""
+    means = {strength: mean_difference(values, base) for strength, values in by_strength.items()}
+    best = min(means, key=lambda strength: (means[strength], abs(strength - 1)))
+    if means[best] >= 0:
+        return 1.0, ""
+    if best >= WEAK:
+        return best, ""
+    return best, (
+        f"It does best at strength {best:g}, so it has learned too much of its pictures: use it at {best:g}, or pick "
+        "an earlier checkpoint."
+    )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Files in order, with D of each held-out picture, and the training pictures' losses to tell the story with."""
+
+    entries: Sequence[Scored]
+    base: Validation
+    training: Sequence[Validation] = ()
+    training_base: Validation = field(default_factory=list)
+
+    @cached_property
+    def values(self) -> list[list[float]]:
+        return [differences(entry.score.held_out, self.base) for entry in self.entries]
+
+    @cached_property
+    def means(self) -> list[float]:
+        return [sum(values) / len(values) for values in self.values]
+
+    @cached_property
+    def best(self) -> int:
+        return min(range(len(self.means)), key=self.means.__getitem__)
+
+    @cached_property
+    def trained(self) -> list[int]:
+        """Places of the weights as trained; of all files where there are averages only."""
+        own = [place for place, entry in enumerate(self.entries) if not entry.checkpoint.average]
+        return own or list(range(len(self.entries)))
+
+    @cached_property
+    def best_trained(self) -> int:
+        return min(self.trained, key=self.means.__getitem__)
+
+    @property
+    def pictures(self) -> int:
+        return len(self.base)
+
+    def checkpoint(self, place: int) -> Checkpoint:
+        return self.entries[place].checkpoint
+
+    def error(self, place: int, other: int) -> float:
+        """Of the mean difference between two files."""
+        return standard_error(self.values[place], self.values[other], ERROR_OF_ONE_PICTURE)
+
+    def is_as_good(self, place: int) -> bool:
+        """Whether a file is as good as the best one within measuring error."""
+        lowest = self.means[self.best]
+        allowed = max(self.error(place, self.best), -0.05 * lowest, SMALLEST_DIFFERENCE)
+        return self.means[place] - lowest <= allowed
+
+    @cached_property
+    def run(self) -> list[int]:
+        """The neighbours of the best weights as trained that are as good as the best file, without a gap."""
+        middle = self.trained.index(self.best_trained)
+        if not self.is_as_good(self.trained[middle]):
+            return []
+        first = last = middle
+        while first > 0 and self.is_as_good(self.trained[first - 1]):
+            first -= 1
+        while last + 1 < len(self.trained) and self.is_as_good(self.trained[last + 1]):
+            last += 1
+        return self.trained[first : last + 1]
+
+    @cached_property
+    def safe(self) -> list[int]:
+        """That run, and the averages that are as good."""
+        averages = [place for place in range(len(self.entries)) if place not in self.trained and self.is_as_good(place)]
+        return sorted([*self.run, *averages])
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the best improvement over the base is more than the differences between pictures explain."""
+        least = SMALLEST_IMPROVEMENT_OF_FEW if self.pictures < FEW else SMALLEST_IMPROVEMENT
+        error = standard_error(self.values[self.best], [0.0] * self.pictures, ERROR_OF_ONE_PICTURE)
+        return -self.means[self.best] >= max(least, STANDARD_ERRORS * error)
+
+    @property
+    def kind(self) -> str:
+        """What became of the training."""
+        if not self.is_measurable:
+            return NOTHING_LEARNED
+        means = [self.means[place] for place in self.trained]
+        learned, count = -self.means[self.best_trained], len(means)
+        rise, error = means[-1] + learned, self.error(self.trained[-1], self.best_trained)
+        if rise > max(2 * error, 0.1 * learned, SMALLEST_RISE):
+            return OVER_TRAINED
+        gained = means[max(0, count - 1 - LAST_STEPS)] - means[-1]
+        is_late = count >= LAST_STEPS and self.best_trained in self.trained[-2:]
+        return STILL_IMPROVING if is_late and gained > max(0.03 * learned, SMALLEST_STEP) else LEVELLED_OFF
+
+    @property
+    def confidence(self) -> str:
+        if self.pictures < 2:
+            return LOW
+        return HIGH if self.pictures >= FEW and len(self.run) <= len(self.trained) / 3 else MEDIUM
+
+    def training_fell(self, place: int) -> bool:
+        """Whether the training pictures kept improving after this file until the last."""
+        there, last = self.training[place], self.training[self.trained[-1]]
+        if not (comparable(there, self.training_base) and comparable(last, self.training_base)):
+            return False
+        return mean_difference(last, self.training_base) < mean_difference(there, self.training_base)
+
+
+def _from_curve(
+    curve: _Curve, preference: str, likeness: Mapping[str, float], broken: tuple[Checkpoint, ...]
+) -> Decision:
+    chosen = {FLEXIBLE: curve.safe[0], BALANCED: curve.best, LIKENESS: curve.safe[-1]}[preference]
+    alike = [place for place in curve.safe if curve.checkpoint(place).lora_name in likeness]
+    if preference == LIKENESS and alike:
+        chosen = max(alike, key=lambda place: likeness[curve.checkpoint(place).lora_name])
+    kind, safe = curve.kind, tuple(map(curve.checkpoint, curve.safe))
+    return Decision(curve.checkpoint(chosen), safe, kind, curve.confidence, _reason(curve, chosen, kind), broken)
+
+
+def _reason(curve: _Curve, chosen: int, kind: str) -> str:
+    name, pictures = _sentence_start(curve.checkpoint(chosen)), _counted(curve.pictures)
+    if kind == NOTHING_LEARNED:
+        return (
+            f"No file is measurably better than the base model on {pictures} kept out of training, so "
+            f"{label(curve.checkpoint(chosen))} is only a guess: check the captions, the learning rate (too low?), or "
+            "add pictures."
+        )
+    percent = scores.percent_of(curve.means[chosen])
+    sentences = [
+        f"{name} is recommended. On {pictures} kept out of training it is {percent:.0f} % better than the base model."
+    ]
+    if len(curve.run) > 1:
+        first, last = (curve.checkpoint(place).step for place in (curve.run[0], curve.run[-1]))
+        sentences.append(
+            f"Files {first:,} to {last:,} are equal within measuring error; the earliest is the most flexible."
+        )
+    if kind == STILL_IMPROVING:
+        sentences.append("The last file is still among the best: training stopped early. Train about 50 % longer.")
+    elif kind == OVER_TRAINED:
+        end = (curve.run or [curve.best_trained])[-1]
+        both = curve.training_fell(end)
+        happened = "the training pictures kept improving but the kept-out ones" if both else "the kept-out pictures"
+        so = "copy more than they learn" if both else "have learned too much of their pictures"
+        sentences.append(f"After step {curve.checkpoint(end).step:,} {happened} got worse, so later files {so}.")
+    return " ".join(sentences)
+
+
+def _guess(sound: list[Scored], base: Score, preference: str, broken: tuple[Checkpoint, ...]) -> Decision:
+    """The first file with a share of what is gained on the training pictures; the last where nothing was measured."""
+    own = [entry for entry in sound if not entry.checkpoint.average] or sound
+    measured = [entry for entry in own if comparable(entry.score.training, base.training)]
+    if not measured:
+        last = own[-1].checkpoint
+        reason = f"No pictures were kept out of training, so {label(last)}, the last, is only a guess."
+        return Decision(last, (last,), GUESS, LOW, reason, broken)
+    as_kept_out = [Scored(entry.checkpoint, Score(entry.score.training)) for entry in measured]
+    curve = _Curve(as_kept_out, base.training)
+    if not curve.is_measurable:
+        best = curve.checkpoint(curve.best)
+        reason = (
+            f"No file is measurably better than the base model even on {_counted(curve.pictures)} that were trained "
+            f"on, so {label(best)} is only a guess: check the captions, or raise the learning rate."
+        )
+        return Decision(best, (best,), NOTHING_LEARNED, LOW, reason, broken)
+    share = SHARES_OF_GAIN[preference]
+    wanted = share * curve.means[curve.best]
+    place = next(place for place, mean in enumerate(curve.means) if mean <= wanted)
+    chosen = curve.checkpoint(place)
+    reason = (
+        f"No pictures were kept out, so {label(chosen)} is a rough guess from the training pictures: the first file "
+        f"with {100 * share:.0f} % of what the best one gains on them."
+    )
+    return Decision(chosen, (chosen,), GUESS, LOW, reason, broken)
+
+
+def _least_harm(ordered: list[Scored], base: Score, broken: tuple[Checkpoint, ...]) -> Decision:
+    """Of files that all make the losses much higher, the least bad; ValueError when none can be used at all."""
+
+    def harm(entry: Scored) -> float:
+        held_out = comparable(entry.score.held_out, base.held_out)
+        pair = (entry.score.held_out, base.held_out) if held_out else (entry.score.training, base.training)
+        return mean_difference(*pair)
+
+    usable = [
+        entry
+        for entry in ordered
+        if not entry.score.broken
+        and (comparable(entry.score.held_out, base.held_out) or comparable(entry.score.training, base.training))
+    ]
+    if not usable:
+        first = ordered[0]
+        count = "The LoRA file" if len(ordered) == 1 else f"None of the {len(ordered)} LoRA files"
+        cannot = "cannot be used" if len(ordered) == 1 else "can be used"
+        raise ValueError(
+            f"{count} {cannot} ('{first.checkpoint.lora_name}': {why_broken(first.score, base)}): train again, or "
+            "choose other files."
+        )
+    best = min(usable, key=harm).checkpoint
+    reason = (
+        f"Every file makes the pictures much worse than the base model does, and {label(best)} is only the least bad: "
+        "is this the model they were trained on, and are trigger word and captions right?"
+    )
+    return Decision(best, (best,), NOTHING_LEARNED, LOW, reason, tuple(c for c in broken if c != best))
 
 
 def _at_step(entries: tuple[Checkpoint, ...], step: int, name: str) -> Checkpoint:
@@ -71,74 +357,9 @@ def _at_step(entries: tuple[Checkpoint, ...], step: int, name: str) -> Checkpoin
     raise ValueError(f"The run '{name}' has no checkpoint at step {step}: choose one of {there}.")
 
 
-def _is_proper(validation: Validation | None) -> bool:
-    return bool(validation) and all(0 < level < math.inf for levels in validation for level in levels)
-
-
-def _suggested(checkpoints: Checkpoints, preference: str) -> Choice:
-    candidates = scored(checkpoints)
-    if not candidates:
-        last = checkpoints.entries[-1]
-        return Choice(last, f"No pictures were kept out of training, so step {last.step}, the last, is only a guess.")
-    curves = [improvement(entry, checkpoints.base_validation) for entry in candidates]
-    means = [statistics.fmean(curve) for curve in curves]
-    best = means.index(min(means))
-    safe = _safe_range(curves, means, best)
-    number = {FLEXIBLE: safe[0], BALANCED: best, LIKENESS: safe[-1]}[preference]
-    if not _is_measurable(curves[best]):
-        return Choice(candidates[number], _nothing_learned(candidates[number], len(curves[best])))
-    return Choice(candidates[number], _reason(candidates, means, safe, number, len(curves[best])))
-
-
-def _safe_range(curves: list[list[float]], means: list[float], best: int) -> list[int]:
-    """The neighbours of the best checkpoint that are as good within measuring error."""
-
-    def good(number: int) -> bool:
-        allowed = max(_standard_error(curves[number], curves[best]), -0.05 * means[best], SMALLEST_DIFFERENCE)
-        return means[number] - means[best] <= allowed
-
-    first = last = best
-    while first > 0 and good(first - 1):
-        first -= 1
-    while last + 1 < len(means) and good(last + 1):
-        last += 1
-    return list(range(first, last + 1))
-
-
-def _is_measurable(curve: list[float]) -> bool:
-    """Whether a checkpoint's improvement over the base is more than the differences between pictures explain."""
-    least = SMALLEST_IMPROVEMENT_OF_FEW if len(curve) < FEW else SMALLEST_IMPROVEMENT
-    error = _standard_error(curve, [0.0] * len(curve))
-    return -statistics.fmean(curve) >= max(least, STANDARD_ERRORS * error)
-
-
-def _standard_error(curve: list[float], other: list[float]) -> float:
-    """Of the paired difference between two checkpoints, over pictures."""
-    if len(other) < 2:
-        return ERROR_OF_ONE_PICTURE
-    return statistics.stdev(a - b for a, b in zip(curve, other, strict=True)) / math.sqrt(len(other))
-
-
-def _nothing_learned(chosen: Checkpoint, pictures: int) -> str:
-    return (
-        f"No checkpoint is measurably better than the base model on {_counted(pictures)} kept out of training, so step "
-        f"{chosen.step} is only a guess: check the captions, try another learning rate, or add pictures."
-    )
-
-
-def _reason(candidates: list[Checkpoint], means: list[float], safe: list[int], number: int, pictures: int) -> str:
-    percent = 100 * (1 - math.exp(means[number]))
-    sentence = (
-        f"Step {candidates[number].step} is suggested: on {_counted(pictures)} kept out of training it is "
-        f"{percent:.0f} % better than the base model."
-    )
-    if len(safe) > 1:
-        sentence += (
-            f" Steps {candidates[safe[0]].step} to {candidates[safe[-1]].step} are equal within measuring error."
-        )
-    if number == len(candidates) - 1 and len(candidates) > 2:
-        sentence += " It is the last one and may not be the end: training longer could help."
-    return sentence
+def _sentence_start(checkpoint: Checkpoint) -> str:
+    name = label(checkpoint)
+    return name[0].upper() + name[1:]
 
 
 def _counted(pictures: int) -> str:

@@ -17,7 +17,7 @@ equal slices of [0, 1] in turn, so that a window of them always covers the distr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -56,9 +56,11 @@ def training_sigmas(
     return table[(places * len(table)).long().clamp(max=len(table) - 1)].float()
 
 
-def validation_sigmas(table: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """The four fixed noise levels (4,) at which checkpoints are compared."""
-    places = torch.tensor(VALIDATION_PLACES)
+def validation_sigmas(
+    table: Tensor | None, size: tuple[int, int], levels: Sequence[float] = VALIDATION_PLACES
+) -> Tensor:
+    """The fixed noise levels at which checkpoints are compared, four of them unless other places are given."""
+    places = torch.tensor(levels)
     if table is None:
         return with_odds(places, resolution_shift(size))
     return table[(places * (len(table) - 1)).round().long()].float()

@@ -107,5 +107,5 @@ def test_a_worse_loss_is_called_worse(trainer, trained):
     for entry in checkpoints.entries:
         entry.validation[:] = [[2 * level for level in levels] for levels in checkpoints.base_validation]
     report = trainer.pick(trained)["report"]
-    assert report.startswith("No checkpoint is measurably better than the base model on 2 pictures")
+    assert report.startswith("Every file makes the pictures much worse than the base model does")
     assert "held-out pictures 100.0 % worse than the base" in report and " -" not in report

@@ -12,11 +12,11 @@ from lora_workbench.training.picking import (
     LIKENESS,
     SUGGESTED,
     choose,
-    improvement,
     percent_better,
     scored,
 )
 from lora_workbench.training.run import Checkpoint, Checkpoints
+from lora_workbench.training.scores import differences
 
 BASE_LEVELS = (0.1, 0.4, 2.0)
 BUMPS = (0.0, 0.002, -0.002, 0.001, -0.001)
@@ -48,7 +48,7 @@ def suggested(checkpoints: Checkpoints, preference: str = BALANCED):
 
 def test_the_score_is_the_mean_logarithm_of_the_ratio_to_the_base():
     checkpoints = run(-0.1, bumps=(0.0,))
-    assert improvement(checkpoints.entries[0], checkpoints.base_validation) == pytest.approx([-0.1] * 5)
+    assert differences(checkpoints.entries[0].validation, checkpoints.base_validation) == pytest.approx([-0.1] * 5)
     assert percent_better(checkpoints.entries[0], checkpoints.base_validation) == pytest.approx(9.516, abs=1e-3)
     worse = run(0.1, bumps=(0.0,))
     assert percent_better(worse.entries[0], worse.base_validation) == pytest.approx(-10.517, abs=1e-3)
@@ -58,19 +58,21 @@ def test_the_checkpoint_that_is_best_on_kept_out_pictures_is_suggested():
     step, reason = suggested(run(-0.05, -0.14, -0.2, -0.12, -0.02))
     assert step == 300
     assert reason == (
-        "Step 300 is suggested: on 5 pictures kept out of training it is 18 % better than the base model."
+        "Step 300 is recommended. On 5 pictures kept out of training it is 18 % better than the base model. "
+        "After step 300 the kept-out pictures got worse, so later files have learned too much of their pictures."
     )
 
 
 def test_one_kept_out_picture_is_called_one_picture():
     _, reason = suggested(run(-0.1, -0.3, pictures=1))
-    assert "on 1 picture kept out of training" in reason
+    assert "On 1 picture kept out of training" in reason
 
 
 def test_a_preference_chooses_among_the_checkpoints_that_are_equal_within_measuring_error():
     checkpoints = run(-0.02, -0.197, -0.2, -0.199, -0.05)
     assert [suggested(checkpoints, preference)[0] for preference in (FLEXIBLE, BALANCED, LIKENESS)] == [200, 300, 400]
-    assert "Steps 200 to 400 are equal within measuring error." in suggested(checkpoints)[1]
+    told = "Files 200 to 400 are equal within measuring error; the earliest is the most flexible."
+    assert told in suggested(checkpoints)[1]
 
 
 def test_the_safe_range_is_without_gaps():
@@ -91,9 +93,9 @@ def test_with_one_kept_out_picture_a_fixed_measuring_error_is_assumed():
 
 
 def test_a_best_checkpoint_at_the_end_may_not_be_the_end():
-    assert "training longer could help" in suggested(run(-0.05, -0.1, -0.15, -0.2))[1]
-    assert "training longer" not in suggested(run(-0.05, -0.2, -0.1))[1]
-    assert "training longer" not in suggested(run(-0.1, -0.2))[1]
+    assert "Train about 50 % longer." in suggested(run(-0.05, -0.1, -0.15, -0.2))[1]
+    assert "longer" not in suggested(run(-0.05, -0.2, -0.1))[1]
+    assert "longer" not in suggested(run(-0.1, -0.2))[1]
 
 
 @pytest.mark.parametrize(
@@ -109,14 +111,14 @@ def test_a_best_checkpoint_at_the_end_may_not_be_the_end():
 )
 def test_an_improvement_too_small_to_measure_is_not_sold_as_one(means, pictures, bumps):
     _, reason = suggested(run(*means, pictures=pictures, bumps=bumps))
-    assert reason.startswith("No checkpoint is measurably better than the base model on ")
+    assert reason.startswith("No file is measurably better than the base model on ")
     assert "kept out of training" in reason and "only a guess" in reason
     assert "check the captions" in reason and "% better" not in reason
 
 
 @pytest.mark.parametrize(("mean", "pictures"), [(-0.013, 5), (-0.021, 3), (-0.051, 1)])
 def test_an_improvement_just_large_enough_to_measure_is_one(mean, pictures):
-    assert "is suggested" in suggested(run(-0.001, mean, pictures=pictures, bumps=(0.0,)))[1]
+    assert "is recommended" in suggested(run(-0.001, mean, pictures=pictures, bumps=(0.0,)))[1]
 
 
 def test_with_no_pictures_kept_out_the_last_one_is_given_and_called_a_guess():

@@ -99,7 +99,7 @@ def test_it_says_what_was_done_what_came_of_it_and_which_checkpoint_to_use(run, 
     text = "".join(Tags(page(run, findings)).text)
     for words in (
         "trigger word “zork”",
-        "Step 200 is suggested",
+        "Step 200 is recommended",
         curve.diagnose([(point.step, point.loss, point.sigma) for point in run.points()]).sentence,
         "Step 50: diverged",
         "star & moon_000100_ema.safetensors",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from .run import Checkpoint, Validation
 from .timesteps import VALIDATION_PLACES
 
-LARGEST_DISAGREEMENT = 0.02
+LARGEST_DISAGREEMENT = 0.002
 """How far two measurements of the same question may lie apart, as a share: kernels and their precision differ."""
 
 

@@ -46,7 +46,7 @@ def zero_weight(patcher, key: str) -> Tensor:
 
 def change_of(patcher, key: str, patches: list[tuple[object, object]]) -> Tensor:
     """What the loader changes about a weight by its patches, each with its place in it (None: all), at strength 1."""
-    needed = any(_depends_on_weight(patch) for patch, _ in patches)
+    needed = any(depends_on_weight(patch) for patch, _ in patches)
     before = base_weight(patcher, key) if needed else zero_weight(patcher, key)
     entries = [(1.0, patch, 1.0, *(place or (None, None))) for patch, place in patches]
     return comfy.lora.calculate_weight(entries, before.clone(), key) - before
@@ -65,11 +65,12 @@ def magnitude_of(patch: WeightAdapterBase) -> Tensor | None:
     return patch.weights[4] if isinstance(patch, LoRAAdapter) else patch.weights[-1]
 
 
-def _layer(patcher, key: str) -> nn.Module:
-    return comfy.utils.get_attr(patcher.model, key.removesuffix(".weight"))
-
-
-def _depends_on_weight(patch: object) -> bool:
+def depends_on_weight(patch: object) -> bool:
+    """Whether what a patch changes cannot be known without the weight it changes."""
     if not isinstance(patch, WeightAdapterBase):
         return patch[0] != "diff"
     return isinstance(patch, OFTAdapter) or magnitude_of(patch) is not None
+
+
+def _layer(patcher, key: str) -> nn.Module:
+    return comfy.utils.get_attr(patcher.model, key.removesuffix(".weight"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def prove(model, path: Path, clip=None) -> Proof:
     with torch.inference_mode():
         lora = {key: tensor for key, tensor in read_lora(path).items() if key.startswith(LAYERS)}
         patches = comfy.lora.load_lora(lora, key_map(model, clip), log_missing=False)
-        effect = sum(_squared_norm(model, clip, target, patch) for target, patch in patches.items()) ** 0.5
+        effect = effect_of(model, clip, patches)
     return Proof(len(patches), len({key.split(".")[0] for key in lora}), effect)
+
+
+def effect_of(model, clip, patches: Mapping[object, object]) -> float:
+    """The Frobenius norm of all that a loader's patches change together."""
+    return sum(_squared_norm(model, clip, target, patch) for target, patch in patches.items()) ** 0.5
 
 
 def _squared_norm(model, clip, target: object, patch: object) -> float:

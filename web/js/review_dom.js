@@ -1,17 +1,10 @@
 // The few things the review needs of the page: buttons, badges and differences.
-import { element } from "./dom.js";
+import { element, button as plainButton } from "./dom.js";
 import { STATES, difference } from "./review_text.js";
 
-/** A button; one that is switched off by `enable` keeps the focus, which the browser would take from it otherwise. */
-export function button(text, title, does, className = "") {
-  const onclick = () => made.getAttribute("aria-disabled") === "true" || does();
-  const made = element("button", { type: "button", className: `lw-button ${className}`, title, onclick }, text);
-  return made;
-}
+export { enable } from "./dom.js";
 
-export function enable(made, enabled) {
-  made.setAttribute("aria-disabled", String(!enabled));
-}
+export const button = (text, title, does, className = "") => plainButton(text, title, does, `lw-button ${className}`);
 
 /** What a caption's state is called, with its colour; one that is "unsaved" could not be saved. */
 export function badge(state) {

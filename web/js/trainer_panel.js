@@ -1,12 +1,12 @@
 // The panel on LoRA Trainer: what the training does, its curve, its previews, and the buttons that steer it.
-import { app } from "../../../scripts/app.js";
-import { addStyle, element } from "./dom.js";
+import { addStyle, button, element, enable, write } from "./dom.js";
+import { Panel } from "./panel.js";
 import { Chart } from "./trainer_chart.js";
 import { LiveRun } from "./trainer_live.js";
 import { Strip } from "./trainer_strip.js";
-import { bytes, count, figures, headline } from "./trainer_words.js";
+import { figures, headline } from "./trainer_words.js";
+import { bytes, count } from "./words.js";
 
-const COLLAPSED = 26;
 const PLOT = 128; // the least height of the curve
 const SHOWN_NOTES = 3;
 const BUTTONS = [
@@ -22,23 +22,17 @@ const ASKED = {
   save: "Saving after this step …",
 };
 
-export class Panel {
+export class TrainerPanel extends Panel {
   constructor(node) {
+    super(node, "lw-training", "Training");
     addStyle("trainer.css");
-    this.node = node;
     this.chart = new Chart();
     this.strip = new Strip();
-    this.headline = element("b", { className: "lw-headline" });
-    this.figures = element("span", { className: "lw-figures" });
-    this.bar = element("div", { className: "lw-bar" });
     this.plan = element("p", {});
     this.planBox = element("details", { className: "lw-plan" }, element("summary", {}, "Settings"), this.plan);
-    this.message = element("p", { className: "lw-said", role: "status" });
     this.notes = element("ul", { className: "lw-notes" });
     this.buttons = new Map(BUTTONS.map(([action, text, title]) => [action, this.button(action, text, title)]));
-    this.body = element(
-      "div",
-      { className: "lw-training-body" },
+    this.fill(
       this.chart.root,
       this.strip.root,
       this.notes,
@@ -46,28 +40,12 @@ export class Panel {
       this.message,
       element("div", { className: "lw-actions", role: "group", "aria-label": "Training" }, ...this.buttons.values()),
     );
-    this.root = element(
-      "div",
-      { className: "lw-training", "aria-label": "Training", role: "region" },
-      element("div", { className: "lw-status" }, this.headline, this.figures),
-      this.bar,
-      this.body,
-    );
-    this.forwardToCanvas();
-    this.heights = new ResizeObserver(() => this.fit());
-    for (const part of [...this.root.children, ...this.body.children]) this.heights.observe(part);
     this.live = new LiveRun(node, (state) => this.show(state));
     this.show(null);
   }
 
-  stop() {
-    this.live.stop();
-    this.heights.disconnect();
-  }
-
   button(action, text, title) {
-    const onclick = () => made.getAttribute("aria-disabled") === "true" || this.ask(made.dataset.action);
-    const made = element("button", { type: "button", title, onclick }, text);
+    const made = button(text, title, () => this.ask(made.dataset.action));
     made.dataset.action = action;
     return made;
   }
@@ -97,7 +75,7 @@ export class Panel {
 
   showRun(state) {
     const [done, all] = state.of ? [state.done, state.of] : [state.step, state.total];
-    this.bar.style.setProperty("--lw-done", `${all ? Math.min(100, (100 * done) / all) : 0}%`);
+    this.showDone(done, all);
     this.chart.show(state);
     this.strip.show(state);
     this.showNotes(state.notes);
@@ -125,55 +103,21 @@ export class Panel {
       const goesOn = action === "pause" && paused;
       const [text, title] = goesOn ? CONTINUE : BUTTONS.find(([name]) => name === action).slice(1);
       made.dataset.action = goesOn ? "resume" : action;
-      if (made.textContent !== text) made.textContent = text;
+      write(made, text);
       made.title = title;
-      const enabled = possible.includes(made.dataset.action) && !asked.includes(action);
-      made.setAttribute("aria-disabled", String(!enabled));
+      enable(made, possible.includes(made.dataset.action) && !asked.includes(action));
     }
-  }
-
-  say(text, isError = false) {
-    this.message.textContent = text;
-    this.message.hidden = !text;
-    this.message.classList.toggle("lw-error", isError);
   }
 
   // Its place on the node
 
-  /** The height the panel needs, the curve at its smallest. */
-  get height() {
-    if (this.body.hidden) return COLLAPSED;
-    const gap = 6;
-    const inner = [...this.body.children].filter((part) => !part.hidden);
-    const high = (part) => (part === this.chart.root ? PLOT + this.chart.legend.offsetHeight + 2 : part.offsetHeight);
-    const body = inner.reduce((sum, part) => sum + high(part) + gap, 0);
-    return COLLAPSED + this.bar.offsetHeight + body + 12;
+  leastOf(part) {
+    return part === this.chart.root ? PLOT + this.chart.legend.offsetHeight + 2 : super.leastOf(part);
   }
 
-  /** Makes the node high enough, and as much lower when the panel has become lower. */
-  fit() {
-    const height = this.height;
-    if (height === this.fitted || !this.node.graph) return;
-    const before = this.fitted;
-    this.fitted = height;
-    const [width, now] = this.node.size;
-    const least = this.node.computeSize()[1];
-    const wanted = before > height ? Math.max(least, now - (before - height)) : Math.max(least, now);
-    if (Math.abs(wanted - now) > 1) this.node.setSize([width, wanted]);
-    this.node.graph.setDirtyCanvas(true, true);
-  }
-
-  /** On the classic canvas the wheel and the middle button go on moving the graph over the panel. */
-  forwardToCanvas() {
-    const classic = () => !window.LiteGraph.vueNodesMode;
-    this.root.addEventListener("wheel", (event) => {
-      const sideways = this.strip.row.contains(event.target) && (event.shiftKey || event.deltaX);
-      if (classic() && !sideways) app.canvas.processMouseWheel(event);
-    });
-    for (const [kind, act] of [["pointerdown", "processMouseDown"], ["pointermove", "processMouseMove"], ["pointerup", "processMouseUp"]])
-      this.root.addEventListener(kind, (event) => {
-        if (classic() && (event.button === 1 || event.buttons & 4)) app.canvas[act](event);
-      });
+  /** Sideways, over the film strip. */
+  scrolls(event) {
+    return this.strip.row.contains(event.target) && (event.shiftKey || event.deltaX);
   }
 }
 

@@ -19,6 +19,7 @@ from .host import folders, loras
 from .host.identity import identity_of
 from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings, encode_prompt, sample_picture
+from .host.surroundings import surroundings_of
 from .pictures import png_bytes, to_picture
 
 if TYPE_CHECKING:
@@ -121,9 +122,7 @@ def _shortlist(there: list[Checkpoint], decision: Decision) -> list[Checkpoint]:
     # Averages lie so close to the steps they are made of that they would only push these out.
     pool = [entry for entry in there if not entry.average or entry.lora_name == picked]
     names = [entry.lora_name for entry in pool]
-    if picked not in names:
-        return []
-    place = names.index(picked)
+    place = names.index(picked) if picked in names else len(names) - 1
     safe = [names.index(entry.lora_name) for entry in decision.safe if entry.lora_name in names] or [place]
     before = min(safe) if min(safe) < place else place - 1
     after = max(safe) if max(safe) > place else place + 1
@@ -179,8 +178,8 @@ class _Artist:
     def __init__(self, model, clip, vae, settings: SamplerSettings) -> None:
         self._model, self._clip, self._vae, self._settings = model, clip, vae, settings
         self._untrained = cache(partial(encode_prompt, clip))
-        encoder = identity_of(clip.patcher), clip.layer_idx
-        self._who = identity_of(model), encoder, identity_of(vae.patcher), settings
+        weights = [identity_of(patcher) for patcher in (model, clip.patcher, vae.patcher)]
+        self._who = weights, surroundings_of(model, clip), settings
 
     def said(self, column: Column, prompts: Sequence[str]) -> list[str]:
         """The prompts as the column's CLIP is told them: a LoRA may bring embeddings for words of its own."""

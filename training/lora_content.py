@@ -27,11 +27,11 @@ def content_of(path: Path) -> Content:
     A file of another format, or a damaged one, is taken as a whole.
     """
     facts = path.stat()
-    return _content(path, facts.st_size, facts.st_mtime_ns)
+    return _content(path, facts.st_size, (facts.st_mtime_ns, facts.st_ino))
 
 
 @lru_cache(maxsize=256)
-def _content(path: Path, size: int, _changed: int) -> Content:
+def _content(path: Path, size: int, _version: tuple[int, int]) -> Content:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = _header(file.read(length)) if length <= min(size, LONGEST_HEADER) else None

@@ -113,8 +113,10 @@ class _Group:
 
 
 def _groups(columns: Sequence[Scored], base: Score, names: Sequence[str]) -> Iterator[_Group]:
+    """The pictures that the base was asked about, the held-out ones first."""
     count = len(base.held_out)
-    for title, part, own in ((HELD_OUT, "held_out", names[:count]), (TRAINING, "training", names[count:])):
+    training = names[count : count + len(base.training)]
+    for title, part, own in ((HELD_OUT, "held_out", names[:count]), (TRAINING, "training", training)):
         values = [_measured(one, base, part) for one in columns]
         table = [[None if some is None else some[number] for some in values] for number in range(len(own))]
         yield _Group(title, own, table)

@@ -177,6 +177,12 @@ def test_a_decision_of_the_picker_can_be_drawn():
     assert curve(RISING, base(2, 2), decide(RISING, base(2, 2), BALANCED)).size == (WIDTH, HEIGHT)
 
 
+def test_names_of_pictures_that_nobody_measured_make_no_rows():
+    """The trainer measured the first held-out pictures only; more were connected since."""
+    scored, untrained, names = run({"a": [-0.1], "b": [-0.1]}, held_out=2)
+    assert heat_map(scored, untrained, [*names, "new.png"]).size == heat_map(scored, untrained, names).size
+
+
 def test_names_in_other_scripts_and_of_any_length_fit():
     names = ["Zoë " * 60, "写真.png", ""]
     scored, untrained, _ = run({"a": [-0.1], "b": [-0.1], "c": [-0.1]})

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from comfy_api.latest import io, ui
-from PIL import Image
 
-from ..training import picking
-from ..training.figures import labelled_grid
-from ..training.run import Checkpoint, Checkpoints, Validation
-from .host import loras
-from .host.architecture import family_of
-from .host.progress import Progress, throw_if_cancelled
-from .host.sampling import SamplerSettings, encode_prompt, sample_picture
-from .pictures import to_image, to_picture
-from .previews import spread
-from .sockets import CATEGORY, CHECKPOINTS, STACK
+from ..training import lora_series, picking
+from ..training.run import Checkpoints
+from ..training.scores import EFFORTS
+from . import grid as grids
+from . import selection
+from .host import folders, loras
+from .host.choice import Choice, times_asked_again
+from .host.progress import Progress
+from .pictures import to_image
+from .sockets import CATEGORY, CHECKPOINTS, DATASET, STACK
 
-MOST_COLUMNS = 6
+NOTHING = "nothing"
 
 
 class LoraWorkbenchCheckpointPicker(io.ComfyNode):
-    """Chooses a checkpoint, says why, and shows what each one draws."""
+    """Chooses a checkpoint, says why, shows what each one draws, and hands the chosen one on."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,16 +35,20 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 "and hands it on in the same queue."
             ),
             inputs=[
-                CHECKPOINTS.Input("checkpoints", tooltip="The checkpoints of a run, from LoRA Trainer."),
+                CHECKPOINTS.Input(
+                    "checkpoints",
+                    optional=True,
+                    tooltip="The checkpoints of a run, from LoRA Trainer. Without them choose a folder.",
+                ),
                 io.Model.Input("model", tooltip="The model to put the chosen LoRA on: the same one the Trainer took."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model, for the grid."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Combo.Input(
                     "pick",
                     options=list(picking.PICKS),
                     tooltip=(
                         "suggested: lowest loss on the pictures kept out of training. last: the end of the training. "
-                        "at step: the one you name in at_step."
+                        "at step: the one you name in at_step. ask me: the queue waits until you click a picture."
                     ),
                 ),
                 io.Int.Input(
@@ -75,6 +79,71 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 io.Int.Input(
                     "size", default=1024, min=64, max=4096, step=8, tooltip="Width and height of the grid's pictures."
                 ),
+                io.Combo.Input(
+                    "folder",
+                    options=[NOTHING, *lora_series.folders_with_loras(folders.loras_folder())],
+                    optional=True,
+                    tooltip=(
+                        "A folder of LoRA files from any trainer, to choose from where no checkpoints are connected."
+                    ),
+                ),
+                io.Combo.Input(
+                    "effort",
+                    options=list(EFFORTS),
+                    default=selection.STANDARD,
+                    optional=True,
+                    tooltip=(
+                        "How many pictures each file is measured on: quick 2 held out and 2 trained, standard 4 and 4, "
+                        "thorough 8 and 8. Standard costs about one picture's time a file."
+                    ),
+                ),
+                io.Combo.Input(
+                    "grid",
+                    options=list(grids.SCOPES),
+                    default=grids.SHORTLIST,
+                    optional=True,
+                    tooltip=(
+                        "Which files are drawn: shortlist the untrained model, the pick, one earlier, one later and "
+                        "the last; everything all of them; nothing none."
+                    ),
+                ),
+                DATASET.Input(
+                    "dataset",
+                    optional=True,
+                    tooltip=(
+                        "More pictures to measure with, such as unused shots: what was not trained on counts as kept "
+                        "out. Needed for a folder of files."
+                    ),
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Optional: measures likeness, copies and variety in the grid's pictures.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="1",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Strengths at which the grid draws every file, separated by commas, such as 0.6, 0.8, 1.",
+                ),
+                io.Boolean.Input(
+                    "find_strength",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Measure the pick at five strengths, and write the best into the file as a recommendation.",
+                ),
+                io.Float.Input(
+                    "ask_minutes",
+                    default=0.0,
+                    min=0.0,
+                    max=100_000.0,
+                    step=1.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How long 'ask me' waits before it takes the suggestion. 0 waits as long as you like.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the chosen LoRA on, at strength 1."),
@@ -82,71 +151,101 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 STACK.Output("lora_stack", tooltip="The chosen LoRA as a stack."),
                 io.String.Output("lora_name", tooltip="The chosen file's name, as Load LoRA lists it."),
                 io.Int.Output("step", tooltip="The step of the chosen checkpoint."),
-                io.Image.Output("grid", tooltip="Every checkpoint on every prompt, the untrained model first."),
+                io.Image.Output("grid", tooltip="The files on every prompt, the untrained model first."),
                 io.String.Output("report", tooltip="Which checkpoint was chosen, and why."),
+                io.Image.Output(
+                    "scores", tooltip="How every file does on kept-out and on trained pictures, as charts."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, checkpoints, model, clip, vae, pick, at_step, preference, prompts, seed, size) -> io.NodeOutput:
-        choice = picking.choose(checkpoints, pick, at_step, preference)
-        chosen = choice.checkpoint
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        grid = to_image(picture_grid(checkpoints, model, clip, vae, lines, seed, size, Progress(cls.hidden.unique_id)))
+    def fingerprint_inputs(cls, folder=NOTHING, **_inputs) -> str:
+        """Changes when the user wants to be asked again, and when the files of the chosen folder change."""
+        asked = times_asked_again(getattr(cls.hidden, "unique_id", None))
+        state = folders.folder_state(folders.loras_folder() / folder) if _is_folder(folder) else []
+        return repr((asked, state))
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        pick,
+        at_step,
+        preference,
+        prompts,
+        seed,
+        size,
+        checkpoints: Checkpoints | None = None,
+        folder: str = NOTHING,
+        effort: str = selection.STANDARD,
+        grid: str = grids.SHORTLIST,
+        dataset=None,
+        clip_vision=None,
+        strengths: str = "1",
+        find_strength: bool = True,
+        ask_minutes: float = 0.0,
+    ) -> io.NodeOutput:
+        found = files_of(checkpoints, folder)
+        request = selection.Request(
+            model=model,
+            clip=clip,
+            vae=vae,
+            checkpoints=found,
+            pick=pick,
+            at_step=at_step,
+            preference=preference,
+            prompts=tuple(line.strip() for line in prompts.splitlines() if line.strip()),
+            seed=seed,
+            size=size,
+            dataset=dataset,
+            clip_vision=clip_vision,
+            effort=effort,
+            scope=grid,
+            strengths=numbers_of(strengths),
+            finds_strength=find_strength,
+            ask_minutes=ask_minutes,
+        )
+        with Choice(cls.hidden.unique_id, found.name) as shown:
+            picked = selection.execute(request, Progress(cls.hidden.unique_id, shown), shown)
+        chosen = picked.checkpoint
         picked_model, picked_clip = loras.apply(model, clip, loras.read_lora(Path(chosen.path)), 1.0, 1.0)
+        drawn = to_image(picked.grid.picture(mark=chosen))
         return io.NodeOutput(
             picked_model,
             picked_clip,
             [(chosen.lora_name, 1.0, 1.0)],
             chosen.lora_name,
             chosen.step,
-            grid,
-            f"{choice.reason}\n{score_table(checkpoints)}",
-            ui=ui.PreviewImage(grid, cls=cls) if lines else None,
+            drawn,
+            selection.report(picked),
+            to_image(selection.charts(picked)),
+            ui=ui.PreviewImage(drawn, cls=cls) if picked.grid.cells else None,
         )
 
 
-def picture_grid(
-    checkpoints: Checkpoints, model, clip, vae, prompts: list[str], seed: int, size: int, progress: Progress
-) -> Image.Image:
-    """The prompts drawn by the untrained model and by up to five checkpoints, each as KSampler would draw it."""
-    if not prompts:
-        return Image.new("RGB", (64, 64), "white")
-    family = family_of(model)
-    settings = SamplerSettings(size // 8 * 8, size // 8 * 8, seed, family.cfg, family.sampler, family.scheduler)
-    progress.phase("Encoding the prompts")
-    untrained = [encode_prompt(clip, prompt) for prompt in (*prompts, "")]
-    shown = spread(checkpoints.entries, MOST_COLUMNS - 1)
-    rows: list[list[Image.Image]] = [[] for _ in prompts]
-    for number, entry in enumerate([None, *shown]):
-        progress.phase(f"Drawing column {number + 1} of {len(shown) + 1}")
-        adapted, conditioning = (model, untrained) if entry is None else _with(entry, model, clip, prompts, untrained)
-        for row, positive in zip(rows, conditioning[:-1], strict=True):
-            throw_if_cancelled()
-            row.append(to_picture(sample_picture(adapted, vae, positive, conditioning[-1], settings)))
-        progress.update(number + 1, len(shown) + 1)
-    return labelled_grid(rows, ["untrained", *(f"step {entry.step}" for entry in shown)], prompts)
+def files_of(checkpoints: Checkpoints | None, folder: str) -> Checkpoints:
+    """What to choose from: the connected checkpoints, else the LoRA files of a folder; ValueError without either."""
+    if checkpoints is not None:
+        return checkpoints
+    if not _is_folder(folder):
+        raise ValueError("There is nothing to choose from: connect 'checkpoints' of LoRA Trainer, or choose a folder.")
+    return lora_series.series(folders.loras_folder() / folder, folders.loras_folder())
 
 
-def _with(entry: Checkpoint, model, clip, prompts: list[str], untrained: list) -> tuple[object, list]:
-    """The MODEL with the checkpoint on, and the conditioning of the prompts and of none as its CLIP gives it."""
-    lora = loras.read_lora(Path(entry.path))
-    adapted, adapted_clip = loras.apply(model, clip, lora, 1.0, 1.0)
-    said = loras.text_with(lora, entry.lora_name, prompts)
-    return adapted, untrained if said is None else [encode_prompt(adapted_clip, prompt) for prompt in (*said, "")]
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The strengths in a text, separated by commas; ValueError for what is no number."""
+    try:
+        numbers = tuple(float(part) for part in text.replace(";", ",").split(",") if part.strip())
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"strengths is '{text}': give numbers separated by commas, such as 0.6, 0.8, 1.")
+    return numbers or (1.0,)
 
 
-def score_table(checkpoints: Checkpoints) -> str:
-    """Every checkpoint with its training loss and, where measured, its gain over the base on the held-out pictures."""
-    measured, base = picking.scored(checkpoints), checkpoints.base_validation
-    return "\n".join(_score_line(entry, base, entry in measured) for entry in checkpoints.entries)
-
-
-def _score_line(entry: Checkpoint, base: Validation | None, measured: bool) -> str:
-    loss = "" if entry.loss is None else f", training loss {entry.loss:.4f}"
-    if not measured:
-        return f"step {entry.step}{loss}"
-    percent = picking.percent_better(entry, base)
-    direction = "better" if percent >= 0 else "worse"
-    return f"step {entry.step}{loss}, held-out pictures {abs(percent):.1f} % {direction} than the base"
+def _is_folder(folder: object) -> bool:
+    return isinstance(folder, str) and folder != NOTHING

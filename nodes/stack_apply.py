@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..training.description import trigger_words
+from ..training.description import STRENGTH, trigger_words
 from ..training.lora_family import family_of, mismatch, title
 from .host import folders, loras
 from .sockets import CATEGORY, STACK
@@ -80,7 +80,7 @@ class LoraWorkbenchStackApply(io.ComfyNode):
             before = loras.patched_layers(model, clip)
             model, clip = loras.apply(model, clip, lora, strength_model, strength_clip, described)
             layers = loras.patched_layers(model, clip) - before
-            lines.append(line_about(name, strength_model, None if clip is None else strength_clip, layers))
+            lines.append(line_about(name, strength_model, None if clip is None else strength_clip, layers, described))
             triggers += [word for word in trigger_words(described) if word not in triggers]
         return io.NodeOutput(model, clip, stack, ", ".join(triggers), "\n".join(lines) or "No LoRA is on.")
 
@@ -139,8 +139,11 @@ def check_family(path: Path, lora: dict, described: dict[str, str], given: str) 
         )
 
 
-def line_about(name: str, strength_model: float, strength_clip: float | None, layers: int) -> str:
+def line_about(
+    name: str, strength_model: float, strength_clip: float | None, layers: int, described: Mapping[str, str]
+) -> str:
     """What was done with one LoRA; no `strength_clip` where there is no CLIP."""
     strengths = f"model {strength_model:g}" + ("" if strength_clip is None else f", clip {strength_clip:g}")
     reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
-    return f"{name}: {strengths}, {reached}"
+    recommended = described.get(STRENGTH, "")
+    return f"{name}: {strengths}{f' (recommended {recommended})' if recommended else ''}, {reached}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from comfy_api.latest import io, ui
 from safetensors import safe_open
@@ -189,7 +190,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             result = job.execute(request, progress)
         # The frontend goes on showing the last live picture instead of the node's own, so that is the strip too.
         progress.show(result.previews)
-        checkpoints = result.run.result(result.plan.train.steps, dataset.trigger_word)
+        checkpoints = replace(result.run.result(result.plan.train.steps, dataset.trigger_word), dataset=dataset)
         trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
         measured = [
             (0, checkpoints.base_validation),

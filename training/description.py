@@ -23,6 +23,8 @@ from .schedule import warmup_steps
 from .whole_file import payload_of, with_entries, write_atomically
 
 OURS = "lora_workbench."
+STRENGTH = f"{OURS}strength"
+"""The strength that did best on pictures kept out of training."""
 VERSION = "0.1.0"
 COVERS, THUMBNAIL = "ssmd_cover_images", "modelspec.thumbnail"
 COVER_SIZE = 384
@@ -269,6 +271,11 @@ def amend(path: Path, **changes: str) -> None:
     data = path.read_bytes()
     entries = read(path)
     write_atomically(path, with_entries(data, {**entries, **{OURS + name: value for name, value in changes.items()}}))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a LoRA file was written by this pack, so that more may be written into it."""
+    return path.suffix == ".safetensors" and any(name.startswith(OURS) for name in read(path))
 
 
 def add_cover(path: Path, picture: Image.Image) -> bool:

@@ -26,6 +26,7 @@ from typing import Protocol
 from safetensors.torch import load_file
 
 from . import lora_file, state
+from .dataset import Dataset
 from .description import OURS, read
 from .ema import averaged
 from .loop import Snapshot, Step
@@ -69,6 +70,8 @@ class Checkpoints:
     entries: tuple[Checkpoint, ...]
     base_validation: Validation | None = None
     averages: tuple[Checkpoint, ...] = ()
+    dataset: Dataset | None = None
+    """What they were trained on, where that is known."""
 
 
 class WriteLora(Protocol):

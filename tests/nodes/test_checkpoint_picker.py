@@ -1,5 +1,6 @@
 """The Checkpoint Picker node, on the checkpoints of a real training."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -46,8 +47,16 @@ def test_the_picked_model_draws_what_load_lora_with_the_picked_name_draws(traine
 
 
 @pytest.mark.parametrize("kind", ["sdxl"])
-def test_without_kept_out_pictures_the_last_is_given_as_a_guess(trainer):
-    outputs = trainer.pick(trainer.queue())
+def test_without_kept_out_pictures_it_guesses_from_the_training_pictures_and_says_so(trainer):
+    report = trainer.pick(trainer.queue())["report"]
+    assert re.match("No pictures were kept out, so step [1-4] is a rough guess from the training pictures", report)
+    assert "Confidence: low" in report
+
+
+@pytest.mark.parametrize("kind", ["sdxl"])
+def test_without_any_pictures_the_last_is_given_as_a_guess(trainer, trained):
+    bare = {**trained, "checkpoints": replace(trained["checkpoints"], dataset=None)}
+    outputs = trainer.pick(bare)
     assert outputs["step"] == 4
     assert outputs["report"].startswith("No pictures were kept out of training, so step 4, the last, is only a guess.")
 
@@ -80,7 +89,7 @@ def test_without_prompts_nothing_is_drawn(trainer, trained):
         raise AssertionError("a picture was made")
 
     with queueing.at_forward(trainer.model, 1, drawing, training=False):
-        outputs = trainer.pick(trained, prompts=" \n")
+        outputs = trainer.pick(trained, prompts=" \n", pick="last")
     assert outputs["grid"].shape == (1, 64, 64, 3) and torch.equal(outputs["grid"], torch.ones(1, 64, 64, 3))
 
 
@@ -108,4 +117,4 @@ def test_a_worse_loss_is_called_worse(trainer, trained):
         entry.validation[:] = [[2 * level for level in levels] for levels in checkpoints.base_validation]
     report = trainer.pick(trained)["report"]
     assert report.startswith("Every file makes the pictures much worse than the base model does")
-    assert "held-out pictures 100.0 % worse than the base" in report and " -" not in report
+    assert "step 2: left out, it makes the loss 100 % higher" in report and " -" not in report

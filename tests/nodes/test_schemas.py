@@ -39,7 +39,8 @@ CONTRACT = {
     "LoraWorkbenchCheckpointPicker": (
         "LoRA Checkpoint Picker",
         "checkpoints model clip vae pick preference prompts",
-        "model MODEL, clip CLIP, lora_stack LORA_STACK, lora_name STRING, step INT, grid IMAGE, report STRING",
+        "model MODEL, clip CLIP, lora_stack LORA_STACK, lora_name STRING, step INT, grid IMAGE, "
+        "report STRING, scores IMAGE",
     ),
     "LoraWorkbenchStackApply": (
         "LoRA Stack Apply",

@@ -1,0 +1,160 @@
+"""What the Picker makes of a run, of a folder and of the user's answer; on the checkpoints of a real training."""
+
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import queueing
+import torch
+
+from lora_workbench.nodes import checkpoint_picker, grid, selection
+from lora_workbench.nodes.host import choice
+from lora_workbench.nodes.host.progress import Progress
+from lora_workbench.nodes.stack_apply import LoraWorkbenchStackApply
+from lora_workbench.training import description, picking
+
+pytestmark = pytest.mark.comfy
+NODE = "21"
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, comfyui):
+    with pytest.MonkeyPatch.context() as patch:
+        yield queueing.trainer(
+            "sdxl", tmp_path_factory.mktemp("selection"), patch, models=queueing.shared_models("sdxl")
+        )
+
+
+@pytest.fixture(scope="module")
+def checkpoints(trainer):
+    """Four checkpoints, measured on two kept-out pictures."""
+    return trainer.queue(save_every=1, dataset=trainer.dataset(hold_out=2))["checkpoints"]
+
+
+@pytest.fixture
+def request_for(trainer):
+    def made(checkpoints, **changes) -> selection.Request:
+        values = {"effort": "quick", "size": 64, "finds_strength": False, **changes}
+        return selection.Request(trainer.model, trainer.clip, trainer.vae, checkpoints, **values)
+
+    return made
+
+
+def chosen(request: selection.Request, node: str | None = None) -> selection.Selection:
+    with choice.Choice(node, request.checkpoints.name) as shown:
+        return selection.execute(request, Progress(node, shown), shown)
+
+
+def test_the_trainers_own_figures_are_taken_where_it_asked_the_same_model(request_for, checkpoints):
+    made = chosen(request_for(checkpoints))
+    for entry in made.scored:
+        assert entry.score.held_out == entry.checkpoint.validation[:2] and len(entry.score.training) == 2
+    other = replace(checkpoints, base_validation=[[2 * level for level in row] for row in checkpoints.base_validation])
+    for entry in chosen(request_for(other)).scored:
+        assert entry.score.held_out != entry.checkpoint.validation[:2]
+
+
+def test_pictures_that_were_not_trained_on_are_kept_out_ones(request_for, checkpoints, trainer, tmp_path):
+    for path in sorted(Path(trainer.folder).glob("*.*")):
+        shutil.copy(path, tmp_path / path.name)
+    more = replace(trainer.dataset(hold_out=0), held_out=())
+    moved = replace(more, examples=tuple(replace(e, path=tmp_path / e.path.name) for e in more.examples))
+    held_out, training = selection.pictures_of(request_for(checkpoints, dataset=moved))
+    assert held_out == [*checkpoints.dataset.held_out, *moved.concepts]
+    assert training == list(checkpoints.dataset.concepts)
+    again, _ = selection.pictures_of(request_for(checkpoints, dataset=checkpoints.dataset))
+    assert again == list(checkpoints.dataset.held_out)
+
+
+def test_the_best_strength_is_written_into_the_file_and_stack_apply_tells_it(request_for, checkpoints, trainer):
+    made = chosen(request_for(checkpoints, finds_strength=True))
+    told = description.read(Path(made.checkpoint.path))["lora_workbench.strength"]
+    assert float(told) in picking.STRENGTHS
+    assert any("strength" in note for note in made.notes)
+    stack = [(made.checkpoint.lora_name, 0.4, 0.4)]
+    applied = queueing.run(LoraWorkbenchStackApply, model=trainer.model, clip=trainer.clip, lora_stack=stack)
+    assert f"recommended {told}" in applied["report"]
+    written = Path(made.checkpoint.path).stat().st_mtime_ns
+    chosen(request_for(checkpoints, finds_strength=True))
+    assert Path(made.checkpoint.path).stat().st_mtime_ns == written, "what is there already is not written again"
+
+
+def test_ask_me_waits_for_the_answer_and_that_file_goes_on(request_for, checkpoints):
+    request = request_for(checkpoints, pick=picking.ASK_ME)
+    wanted = checkpoints.entries[1].lora_name
+
+    def answer():
+        while choice.state_of(NODE)["status"] != "asking":
+            time.sleep(0.02)
+        choice.of(NODE).choose(wanted)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    made = chosen(request, NODE)
+    thread.join()
+    assert made.checkpoint.lora_name == wanted and made.reason.startswith("Step 2 was chosen by eye.")
+    assert choice.state_of(NODE)["picked"] == wanted
+
+
+def test_nobody_answering_in_time_takes_the_suggestion(request_for, checkpoints):
+    made = chosen(request_for(checkpoints, pick=picking.ASK_ME, ask_minutes=0.002), NODE)
+    assert made.checkpoint == made.decision.checkpoint
+
+
+def test_a_folder_of_files_is_scored_and_a_broken_one_named_and_left_out(request_for, checkpoints, trainer):
+    folder = trainer.loras / "others"
+    folder.mkdir()
+    for entry in checkpoints.entries[1:]:
+        shutil.copy(entry.path, folder / f"mine-{entry.step:06d}.safetensors")
+    (folder / "mine-000009.safetensors").write_bytes(b"no LoRA")
+    found = checkpoint_picker.files_of(None, "others")
+    made = chosen(request_for(found, dataset=checkpoints.dataset))
+    assert [entry.checkpoint.lora_name for entry in made.scored if entry.score.broken] == [
+        str(Path("others") / "mine-000009.safetensors")
+    ]
+    own = chosen(request_for(checkpoints)).scored[1:]
+    for entry, same in zip(made.scored, own, strict=False):
+        torch.testing.assert_close(
+            torch.tensor(entry.score.held_out), torch.tensor(same.score.held_out), rtol=1e-3, atol=0
+        )
+    assert "mine" not in made.reason and "left out, it cannot be read" in selection.report(made)
+
+
+def test_last_and_at_step_measure_nothing(request_for, checkpoints, trainer):
+    def measuring():
+        raise AssertionError("the network was asked")
+
+    with queueing.at_forward(trainer.model, 1, measuring, training=False):
+        assert chosen(request_for(checkpoints, pick=picking.LAST)).checkpoint.step == 4
+        made = chosen(request_for(checkpoints, pick=picking.AT_STEP, at_step=3))
+    assert made.checkpoint.step == 3 and "held-out pictures" in selection.report(made)
+
+
+def test_without_checkpoints_or_folder_the_user_is_told_what_to_connect():
+    with pytest.raises(ValueError, match="^There is nothing to choose from: connect 'checkpoints'"):
+        checkpoint_picker.files_of(None, "nothing")
+
+
+def test_strengths_are_numbers_or_a_sentence():
+    assert checkpoint_picker.numbers_of("0.6, 0.8;1,") == (0.6, 0.8, 1.0)
+    assert checkpoint_picker.numbers_of(" ") == (1.0,)
+    for text in ("much", "1, inf", "nan"):
+        with pytest.raises(ValueError, match="give numbers separated by commas"):
+            checkpoint_picker.numbers_of(text)
+
+
+def test_the_charts_show_every_picture_that_was_measured(request_for, checkpoints):
+    made = chosen(request_for(checkpoints))
+    assert len(made.pictures) == 4
+    picture = selection.charts(made)
+    assert picture.width >= 400 and len(picture.getcolors(1 << 24)) > 10
+
+
+def test_the_grid_follows_scope_and_strengths(request_for, checkpoints):
+    made = chosen(request_for(checkpoints, prompts=("zork",), strengths=(0.5, 1.0), scope=grid.EVERYTHING, pick="last"))
+    assert [column.label for column in made.grid.columns][:3] == ["untrained", "step 1 at 0.5", "step 1"]
+    assert len(made.grid.cells) == 1 + 2 * 4
+    assert torch.is_tensor(checkpoint_picker.to_image(made.grid.picture(made.checkpoint)))

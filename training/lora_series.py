@@ -12,7 +12,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,12 +76,15 @@ def series(folder: Path, root: Path) -> Checkpoints:
 
 
 def folders_with_loras(root: Path) -> list[str]:
-    """The folders at and below `root` that hold LoRA files, relative to it with /, itself as "."; in natural order."""
+    """The folders at and below `root` that hold LoRA files, relative to it with /, itself as "."; in natural order.
+
+    Folders that cannot be opened are passed over.
+    """
     found = []
-    for place, folders, _ in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not STEP_FOLDER.fullmatch(name)]
-        if next(_lora_files(Path(place)), None):
+    for place, folders, files in os.walk(root, followlinks=True):
+        if any(map(_is_lora, files)) or any(_weights_in(place, name) for name in folders):
             found.append(Path(place).relative_to(root).as_posix())
+        folders[:] = [name for name in folders if not name.startswith(".") and not STEP_FOLDER.fullmatch(name)]
     return sorted(found, key=natural_key)
 
 
@@ -119,19 +122,25 @@ def _inside(folder: Path, root: Path) -> Path:
     return folder
 
 
-def _lora_files(folder: Path) -> Iterator[Path]:
+def _lora_files(folder: Path) -> list[Path]:
     """The LoRA files of a folder, and those in its folders of single steps, in natural order of their names."""
-    with os.scandir(folder) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=_entry_key)
-    for entry in entries:
-        if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield Path(entry.path)
-        elif STEP_FOLDER.fullmatch(entry.name) and entry.is_dir():
-            yield from (path for name in WEIGHTS if (path := Path(entry.path, name)).is_file())
+    found = []
+    for name in sorted(os.listdir(folder), key=lambda name: (natural_key(name), name)):
+        if _is_lora(name) and os.path.isfile(folder / name):
+            found.append(folder / name)
+        found += _weights_in(folder, name)
+    return found
 
 
-def _entry_key(entry: os.DirEntry) -> tuple:
-    return natural_key(entry.name), entry.name
+def _is_lora(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _weights_in(folder: str | Path, name: str) -> list[Path]:
+    """The LoRA in a folder's sub-folder of a single step, if that is what it is."""
+    if not STEP_FOLDER.fullmatch(name):
+        return []
+    return [path for weights in WEIGHTS if os.path.isfile(path := Path(folder, name, weights))]
 
 
 def _described(path: Path, folder: Path) -> _File:

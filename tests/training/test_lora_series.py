@@ -174,6 +174,10 @@ def test_the_list_names_every_folder_that_holds_loras_and_no_folder_of_a_single_
     assert [entry.lora_name for entry in series(tmp_path / ".", tmp_path).entries] == ["loose.safetensors"]
 
 
+def test_a_loras_folder_that_is_not_there_lists_nothing(tmp_path):
+    assert folders_with_loras(tmp_path / "loras") == []
+
+
 @pytest.mark.parametrize(
     ("name", "number"),
     [

@@ -156,7 +156,7 @@ class Measure:
 
     @cached_property
     def class_prompt(self) -> str:
-        """What the pictures show in words the model knows: class words, else the first caption without trigger words."""
+        """What the pictures show, in words the model knows: class words, else a caption without the trigger words."""
         examples = (*self.training, *self.held_out)
         told = [example.class_words for example in examples] + [example.caption for example in examples]
         return next(filter(None, (without_words(text, self._triggers) for text in told)), "")
@@ -186,6 +186,8 @@ class Measure:
 
         try:
             digest = content_of(path).digest
+        except FileNotFoundError:
+            return "it is not there", None
         except OSError:
             return "it cannot be read", None
         broken, effect = self._kept(["file", digest, *self._on[:2]], check)

@@ -238,7 +238,7 @@ def test_files_in_the_words_of_other_trainers_score_the_same_with_and_without_al
     expected = scores["kohya", None]
     assert not expected.broken and expected.held_out != measure.base().held_out
     for told, score in scores.items():
-        assert score.held_out == pytest.approx(expected.held_out, rel=1e-5), told
+        assert all(abs(change) < 1e-5 for change in differences(score.held_out, expected.held_out)), told
         assert score.effect == pytest.approx(expected.effect, rel=1e-5), told
 
 
@@ -255,9 +255,7 @@ def test_a_file_that_cannot_be_used_says_why_and_costs_nothing(world):
         "it has learned nothing: it changes no weight": other(
             world, "zero", {key: 0 * tensor if "lora_up" in key else tensor for key, tensor in tensors.items()}
         )[0],
-        "none of its layers fits this model": other(world, "alien", {"lora_unet_x.lora_up.weight": torch.ones(2, 2)})[
-            0
-        ],
+        "none of its layers fits this model": other(world, "alien", {"lora_unet_x.lora_up.weight": torch.ones(2)})[0],
     }
     files["it cannot be read"].write_bytes(b"no LoRA")
     measure = world.measure()

@@ -1,6 +1,8 @@
 """Which checkpoint is chosen, and what is said about it, from made-up losses on kept-out pictures."""
 
 import math
+import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,11 +14,14 @@ from lora_workbench.training.picking import (
     LIKENESS,
     SUGGESTED,
     choose,
+    decide,
     percent_better,
+    recommended_strength,
     scored,
+    why_broken,
 )
-from lora_workbench.training.run import Checkpoint, Checkpoints
-from lora_workbench.training.scores import differences
+from lora_workbench.training.run import EMA, Checkpoint, Checkpoints
+from lora_workbench.training.scores import Score, Scored, differences
 
 BASE_LEVELS = (0.1, 0.4, 2.0)
 BUMPS = (0.0, 0.002, -0.002, 0.001, -0.001)
@@ -163,3 +168,239 @@ def test_a_step_without_a_checkpoint_is_answered_with_those_there_are():
 def test_a_run_without_files_is_said_to_have_none():
     with pytest.raises(ValueError, match=r"^The run 'x' has no checkpoint left in '/loras/x': train again\.$"):
         choose(unmeasured(), SUGGESTED, 0, BALANCED)
+
+
+# The whole decision
+
+
+def scored_run(*means, averages=(), training=(), pictures=5, bumps=(0.0,), broken=None):
+    """Scores at steps 100, 200, ... with these H, averages as (step, name, H), T of the training pictures."""
+    base = [[1.0, 2.0]] * pictures
+
+    def losses(mean, turn=0):
+        if mean is None:
+            return []
+        return [[level * math.exp(mean + bumps[(n + turn) % len(bumps)]) for level in base[n]] for n in range(pictures)]
+
+    learned = list(training) or [None] * len(means)
+    entries = [
+        Scored(Checkpoint(100 * number, f"/{number}", f"{number}"), Score(losses(mean, number), losses(fit)))
+        for number, (mean, fit) in enumerate(zip(means, learned, strict=True), start=1)
+    ]
+    entries += [
+        Scored(Checkpoint(step, f"/{name}", f"{step} {name}", average=name), Score(losses(mean)))
+        for step, name, mean in averages
+    ]
+    for number, why in (broken or {}).items():
+        entries[number - 1] = replace(entries[number - 1], score=Score(broken=why))
+    held_out = base if any(mean is not None for mean in means) else []
+    return entries, Score(held_out, base if training else [])
+
+
+def decided(*means, preference=BALANCED, likeness=None, **given):
+    return decide(*scored_run(*means, **given), preference, likeness)
+
+
+def told(decision):
+    return decision.kind, decision.checkpoint.step
+
+
+def test_a_curve_that_turns_up_is_called_over_trained_with_what_the_training_pictures_did():
+    means, training = (-0.05, -0.14, -0.2, -0.12, -0.02), (-0.1, -0.2, -0.3, -0.4, -0.5)
+    decision = decided(*means, training=training)
+    assert told(decision) == ("over-trained later", 300) and decision.confidence == "high"
+    assert decision.reason == (
+        "Step 300 is recommended. On 5 pictures kept out of training it is 18 % better than the base model. "
+        "After step 300 the training pictures kept improving but the kept-out ones got worse, so later files copy "
+        "more than they learn."
+    )
+    assert "training pictures kept" not in decided(*means, training=training[::-1]).reason
+
+
+def test_a_curve_that_still_falls_says_that_training_stopped_early():
+    decision = decided(-0.05, -0.1, -0.15, -0.2)
+    assert told(decision) == ("still improving", 400)
+    assert "training stopped early. Train about 50 % longer." in decision.reason
+
+
+def test_a_curve_that_stays_level_names_the_files_that_are_equal():
+    decision = decided(-0.1, -0.199, -0.2, -0.1995, -0.1992, -0.1991)
+    assert told(decision) == ("levelled off", 300) and decision.confidence == "medium"
+    assert [entry.step for entry in decision.safe] == [200, 300, 400, 500, 600]
+    assert "Files 200 to 600 are equal within measuring error; the earliest is the most flexible." in decision.reason
+
+
+def test_steps_of_thousands_have_commas():
+    entries, base = scored_run(-0.1, -0.2, -0.1)
+    entries = [replace(e, checkpoint=replace(e.checkpoint, step=10 * e.checkpoint.step)) for e in entries]
+    assert decide(entries, base, BALANCED).reason.startswith("Step 2,000 is recommended.")
+
+
+@pytest.mark.parametrize(
+    ("means", "kind"),
+    [
+        ((-0.1, -0.2, -0.3, -0.36, -0.37, -0.38, -0.39), "still improving"),
+        ((-0.1, -0.2, -0.3, -0.384, -0.386, -0.388, -0.39), "levelled off"),
+        ((-0.1, -0.3, -0.28, -0.272), "levelled off"),
+        ((-0.1, -0.3, -0.28, -0.268), "over-trained later"),
+        ((-0.02, -0.05, -0.045, -0.041), "levelled off"),
+        ((-0.02, -0.05, -0.045, -0.039), "over-trained later"),
+        ((-0.2, -0.3), "levelled off"),
+    ],
+    ids=[
+        "the last three steps gained 5 %",
+        "the last three steps gained 1.5 %",
+        "rose by less than a tenth of what was learned",
+        "rose by more than a tenth",
+        "rose by less than 0.01",
+        "rose by more than 0.01",
+        "two files tell no story",
+    ],
+)
+def test_the_verdict_follows_its_formula(means, kind):
+    assert decided(*means).kind == kind
+
+
+def test_a_rise_within_two_standard_errors_is_no_over_training():
+    apart = (0.0, 0.06, -0.06, 0.03, -0.03)
+    assert decided(-0.1, -0.3, -0.25).kind == "over-trained later"
+    assert decided(-0.1, -0.3, -0.25, bumps=apart).kind != "over-trained later"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "means", "confidence"),
+    [
+        (4, (-0.1, -0.3, -0.1), "high"),
+        (4, (-0.1, -0.3, -0.299), "medium"),
+        (3, (-0.1, -0.3, -0.1), "medium"),
+        (2, (-0.1, -0.3, -0.1), "medium"),
+        (1, (-0.1, -0.3, -0.1), "low"),
+    ],
+)
+def test_the_confidence_grows_with_the_pictures_and_shrinks_with_the_safe_range(pictures, means, confidence):
+    assert decided(*means, pictures=pictures).confidence == confidence
+
+
+KINDS = {
+    "nothing learned": lambda t: 0.01 * t,
+    "still improving": lambda t: -0.2 * t**0.8,
+    "levelled off": lambda t: -0.2 * (1 - math.exp(-7 * t)),
+    "over-trained later": lambda t: -0.2 * (1 - math.exp(-9 * t)) + 0.25 * max(0.0, t - 0.4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("pictures", "least"), [(8, 0.8), (4, 0.75), (2, 0.6)])
+def test_verdicts_on_simulated_curves_are_mostly_right(kind, pictures, least):
+    """Twelve checkpoints, pictures that gain differently, noise of 0.01 a picture."""
+    draw, right = random.Random(f"{kind} {pictures}"), 0
+    for _ in range(60):
+        gains = [1 + 0.3 * draw.gauss(0, 1) for _ in range(pictures)]
+        entries = [
+            Scored(
+                Checkpoint(100 * k, "", f"{k}"),
+                Score([[math.exp(KINDS[kind](k / 12) * gain + draw.gauss(0, 0.01))] for gain in gains]),
+            )
+            for k in range(1, 13)
+        ]
+        right += decide(entries, Score([[1.0]] * pictures), BALANCED).kind == kind
+    assert right >= least * 60
+
+
+def test_an_average_is_picked_when_it_is_best_and_the_verdict_stays_that_of_the_training():
+    decision = decided(-0.05, -0.14, -0.2, -0.12, averages=[(300, EMA, -0.25), (400, "last 3", -0.1)])
+    assert decision.checkpoint.average == EMA and decision.kind == "over-trained later"
+    assert decision.reason.startswith("Step 300, EMA is recommended. On 5 pictures")
+    assert [(entry.step, entry.average) for entry in decision.safe] == [(300, EMA)]
+    lasting = decided(-0.05, -0.14, -0.2, averages=[(300, "last 3", -0.25)])
+    assert lasting.reason.startswith("The average of the last 3 is recommended.") and lasting.kind == "still improving"
+
+
+def test_an_average_as_good_as_the_best_is_in_the_safe_range_but_does_not_bridge_a_gap():
+    decision = decided(-0.199, -0.1, -0.2, averages=[(200, EMA, -0.199)])
+    assert [(entry.step, entry.average) for entry in decision.safe] == [(200, EMA), (300, "")]
+    assert "Files" not in decision.reason
+
+
+def test_likeness_takes_the_most_alike_of_the_equal_ones_and_never_one_that_copies():
+    means = (-0.02, -0.197, -0.2, -0.199, -0.05)
+    likeness = {"1": 0.95, "2": 0.8, "3": 0.7, "5": 0.99}
+    assert decided(*means, preference=LIKENESS, likeness=likeness).checkpoint.step == 200, "4 is left out as a copy"
+    assert decided(*means, preference=LIKENESS, likeness={"5": 0.9}).checkpoint.step == 400
+    assert decided(*means, preference=BALANCED, likeness=likeness).checkpoint.step == 300
+
+
+def test_broken_files_are_left_out_and_listed():
+    decision = decided(-0.1, -0.2, 0.51, None, math.nan, broken={4: "it cannot be read"})
+    assert decision.checkpoint.step == 200 and [entry.step for entry in decision.broken] == [300, 400, 500]
+    entries, base = scored_run(-0.1, -0.2, 0.51, None, math.nan, 0.49, broken={4: "it cannot be read"})
+    assert [why_broken(entry.score, base) for entry in entries] == [
+        "",
+        "",
+        "it makes the loss 67 % higher",
+        "it cannot be read",
+        "its loss is not a number",
+        "",
+    ]
+
+
+def test_when_no_file_can_be_used_one_is_named():
+    everyone = {1: "it cannot be read", 2: "it changes no weight"}
+    with pytest.raises(ValueError, match=r"^None of the 2 LoRA files can be used \('1': it cannot be read\): train"):
+        decided(-0.1, -0.2, broken=everyone)
+    with pytest.raises(ValueError, match=r"^The LoRA file cannot be used \('1': it cannot be read\)"):
+        decided(-0.1, broken={1: "it cannot be read"})
+    with pytest.raises(ValueError, match="^There is no LoRA file to choose from"):
+        decide([], Score(), BALANCED)
+
+
+def test_when_every_file_does_harm_the_model_and_the_words_are_questioned():
+    decision = decided(0.9, 0.6, 0.8)
+    assert told(decision) == ("nothing learned", 200) and decision.confidence == "low"
+    assert "step 200 is only the least bad: is this the model they were trained on" in decision.reason
+    assert [entry.step for entry in decision.broken] == [100, 300]
+
+
+@pytest.mark.parametrize(
+    ("preference", "step", "share"), [(FLEXIBLE, 200, 50), (BALANCED, 300, 75), (LIKENESS, 400, 90)]
+)
+def test_without_kept_out_pictures_the_first_file_with_a_share_of_the_training_gain_is_a_guess(preference, step, share):
+    decision = decided(*[None] * 5, training=(-0.1, -0.21, -0.31, -0.37, -0.4), preference=preference)
+    assert told(decision) == ("guess", step) and decision.confidence == "low"
+    assert decision.reason == (
+        f"No pictures were kept out, so step {step} is a rough guess from the training pictures: the first file with "
+        f"{share} % of what the best one gains on them."
+    )
+
+
+def test_without_any_figures_the_last_is_a_guess():
+    decision = decided(None, None, averages=[(200, EMA, None)])
+    assert told(decision) == ("guess", 200) and not decision.checkpoint.average and decision.confidence == "low"
+
+
+def test_what_was_not_even_learned_on_training_pictures_is_said():
+    decision = decided(None, None, training=(-0.001, -0.004))
+    assert decision.kind == "nothing learned" and "even on 5 pictures that were trained on" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("means", "strength"),
+    [
+        ({0.25: -0.1, 0.5: -0.2, 0.75: -0.3, 1.0: -0.25, 1.25: -0.1}, 0.75),
+        ({0.25: -0.1, 0.5: -0.12, 0.75: -0.15, 1.0: -0.2, 1.25: -0.3}, 1.25),
+        ({0.75: -0.2, 1.0: -0.2, 1.25: -0.2}, 1.0),
+        ({0.25: 0.01, 0.5: 0.1, 1.0: 0.5}, 1.0),
+    ],
+    ids=["lower", "higher", "all the same", "never better than the base"],
+)
+def test_the_recommended_strength_is_the_one_with_the_lowest_loss(means, strength):
+    base = [[1.0, 2.0]]
+    measured = {at: [[level * math.exp(mean) for level in base[0]]] for at, mean in means.items()}
+    assert recommended_strength(measured, base) == (strength, "")
+
+
+def test_a_low_best_strength_hints_at_over_training():
+    measured = {0.25: [[0.9]], 0.5: [[0.8]], 1.0: [[1.2]]}
+    best, hint = recommended_strength(measured, [[1.0]])
+    assert best == 0.5
+    assert hint.startswith("It does best at strength 0.5") and hint.endswith("or pick an earlier checkpoint.")

@@ -5,6 +5,7 @@ import torch
 from toys import Batches, Denoiser
 
 from lora_workbench.training.noise import FLOW
+from lora_workbench.training.timesteps import VALIDATION_PLACES
 from lora_workbench.training.validation import validation_loss
 
 
@@ -49,6 +50,15 @@ def test_each_level_gets_the_answer_it_would_get_alone():
 
     (apart,) = validation_loss(OneByOne(), [picture])
     assert together == pytest.approx(apart, rel=1e-5)
+
+
+def test_other_levels_can_be_asked_about_and_each_is_answered_for_itself():
+    (four,), (six,) = (
+        validation_loss(Denoiser(FLOW), pictures(1), levels=levels)
+        for levels in (VALIDATION_PLACES, (0.1, *VALIDATION_PLACES, 0.95))
+    )
+    assert len(six) == 6 and six[1:5] == pytest.approx(four, rel=1e-5)
+    assert validation_loss(Denoiser(FLOW), pictures(1)) == [four]
 
 
 def test_it_sees_the_adapters_and_keeps_nothing_for_backward():

@@ -188,17 +188,15 @@ class Choice:
 
     def _look(self) -> None:
         """How large each file is now and whether it is kept; one that is gone is taken off the list."""
-        there = []
+        there, gone = [], set()
         for entry in self._files:
             try:
                 path = folders.lora_path(entry["lora"])
                 kept = kept_as(Checkpoint(0, str(path), entry["lora"]), self.name) is not None
                 there.append({**entry, "bytes": path.stat().st_size, "kept": kept})
             except (OSError, ValueError):
-                continue
-        names = {entry["lora"] for entry in there}
-        self._cells = [cell for cell in self._cells if cell["lora"] is None or cell["lora"] in names]
-        self._files = there
+                gone.add(entry["lora"])
+        self._files, self._cells = there, [cell for cell in self._cells if cell["lora"] not in gone]
 
     def _entry(self, lora: str) -> dict:
         for entry in self._files:

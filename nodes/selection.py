@@ -22,7 +22,7 @@ from .looks import Looks
 from .measure import Measure
 
 STANDARD, THOROUGH = "standard", "thorough"
-LEAKS, DRIFTS = 0.3, 0.15
+LEAKS, DRIFTS = 0.05, 0.15
 """A LoRA leaks below this dependence on its trigger word, and drifts above this change of its class."""
 
 

@@ -5,6 +5,7 @@
     python tools/bench.py memory                  what each way to save memory costs in time
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
     python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
+    python tools/bench.py picking --seeds 0 1     train too short, well and too long, and judge what the Picker takes
 
 Times mean something only as ratios within one line: the three are measured in turn, in one process. On a CPU they are
 CPU seconds with one thread, since wall time on a shared machine says little. The floor is forward and backward with
@@ -37,7 +38,7 @@ def main() -> None:
         environment.enter(__file__, sys.argv[1:], folder)
     base = enter_comfyui(folder, options.device)
     try:
-        {"speed": speed, "memory": memory, "quality": quality}[options.what](options, base)
+        {"speed": speed, "memory": memory, "quality": quality, "picking": picking}[options.what](options, base)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -45,7 +46,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("what", nargs="?", choices=("speed", "memory", "quality"), default="speed")
+    line.add_argument("what", nargs="?", choices=("speed", "memory", "quality", "picking"), default="speed")
     line.add_argument("--comfyui", metavar="PATH", help="the ComfyUI folder")
     line.add_argument(
         "--here", action="store_true", help="use this Python as it is instead of an environment of its own"
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), default="fp32")
     line.add_argument("--rounds", type=int, default=6, help="how often the three are measured in turn")
     line.add_argument("--without-trainlora", action="store_true", help="leave ComfyUI's own trainer out")
-    line.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for quality")
+    line.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for quality and picking")
     line.add_argument("--steps", type=int, default=0, help="for quality; 0 is what the recipe says")
     line.add_argument("--trial", nargs="+", default=["lora"], help="for quality: ways to train")
     return line
@@ -115,6 +116,17 @@ def quality(options: argparse.Namespace, base: Path) -> None:
     torch.set_num_threads(2)
     for trial, family, seed in product(options.trial, options.family, options.seeds):
         print(json.dumps(judged_training(family, seed, options.steps, base, trial)), flush=True)
+
+
+def picking(options: argparse.Namespace, base: Path) -> None:
+    """A line for every family, way to train and seed, and at the end all of them as a table."""
+    from bench_picking import REGIMES, picked_training, table
+
+    lines = []
+    for family, regime, seed in product(options.family, REGIMES, options.seeds):
+        lines.append(picked_training(family, regime, seed, base))
+        print(json.dumps(lines[-1]), flush=True)
+    print(table(lines))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ SHORTLIST, EVERYTHING, NOTHING = "shortlist", "everything", "nothing"
 SCOPES = (SHORTLIST, EVERYTHING, NOTHING)
 MOST_SHORTLISTED = 4
 """Checkpoints in the shortlist, beside the untrained model."""
+MOST_PIXELS = 32_000_000
+"""In the picture of a whole grid: 30 pictures of 1024 x 1024."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,20 @@ class Grid:
     cells: tuple[Cell, ...] = ()
 
     def picture(self, mark: Checkpoint | None = None) -> Image.Image:
-        """All in one picture, the column of `mark` called picked; without cells a small blank one."""
+        """All in one picture, the column of `mark` called picked; without cells a small blank one.
+
+        Where there are so many that nobody could look at it they are made smaller; their files stay as they are.
+        """
         if not self.cells:
             return Image.new("RGB", (64, 64), "white")
         rows: list[list[Image.Image]] = [[] for _ in self.prompts]
         for cell in self.cells:
             with Image.open(cell.path) as picture:
-                rows[cell.prompt].append(picture.convert("RGB"))
+                shown = picture.convert("RGB")
+            share = (MOST_PIXELS / (len(self.cells) * shown.width * shown.height)) ** 0.5
+            if share < 1:
+                shown = shown.resize((max(1, int(share * shown.width)), max(1, int(share * shown.height))))
+            rows[cell.prompt].append(shown)
         return labelled_grid(rows, [_marked(column, mark) for column in self.columns], self.prompts)
 
 

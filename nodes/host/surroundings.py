@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import comfy.model_patcher
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfyui_version import __version__ as COMFYUI
 from torch import Tensor, nn
 
@@ -30,13 +31,14 @@ _unknown: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 def surroundings_of(model, clip) -> str:
     """A short hash: the same for the same options on the same kind of device, in any session."""
     found = _Description()
-    found.add(
-        [COMFYUI, torch.__version__, str(model.load_device), model.model_options, model.wrappers, model.injections]
-    )
+    patcher = clip.patcher
+    found.add([COMFYUI, torch.__version__, optimized_attention, str(model.load_device), str(patcher.load_device)])
+    found.add([model.model_options, model.wrappers, model.injections, model.hook_patches, model.weight_wrapper_patches])
     found.add({name: value for name, value in model.object_patches.items() if name != "model_sampling"})
-    found.add([str(model.model.manual_cast_dtype), model.weight_wrapper_patches, list(model.hook_patches)])
-    found.add([str(clip.patcher.load_device), clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule])
-    found.add([clip.patcher.model_options, clip.patcher.forced_hooks, clip.patcher.object_patches])
+    found.add({name: value for name, value in model.attachments.items() if name != "lora_metadata"})
+    found.add([str(model.model.manual_cast_dtype), model.additional_models])
+    found.add([type(clip.tokenizer), clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule])
+    found.add([patcher.model_options, patcher.forced_hooks, patcher.object_patches, clip.apply_hooks_to_conds])
     return found.digest.hexdigest()[:32]
 
 

@@ -238,6 +238,15 @@ def test_the_picture_shows_every_cell_and_says_which_is_picked(world):
     assert differs.min() >= SIZE + gap, "the untrained column is never the picked one"
 
 
+@sdxl_alone
+def test_a_grid_of_very_many_pictures_shows_them_smaller_and_leaves_their_files(world, monkeypatch):
+    drawn = world.draw([Column(), Column(world.lora(3))], "zork")
+    files = [cell.path.read_bytes() for cell in drawn.cells]
+    monkeypatch.setattr(grid, "MOST_PIXELS", 2 * 32 * 32)
+    assert drawn.picture().size == (2 * (32 + 6) + 6, 30 + 32 + 26 + 6 + 6)
+    assert [cell.path.read_bytes() for cell in drawn.cells] == files
+
+
 def test_without_prompts_or_columns_nothing_is_drawn():
     for given in ({"columns": [], "prompts": ["zork"]}, {"columns": [Column()], "prompts": []}):
         drawn = grid.draw(None, None, None, settings=None, progress=Progress(None), **given)

@@ -144,7 +144,8 @@ def _told(group: _Group) -> Iterator[str]:
     if odd:
         yield (
             f"{_listed(group, odd)} {_do(odd, 'does', 'do')} not improve in any file although the other {group.title} "
-            "do: the caption may not say what is to be seen, or the picture may be unlike the rest."
+            "do: the caption may not say what is to be seen, the picture may be unlike the rest, or the untrained "
+            "model may know it already."
         )
     if hurt:
         yield (
@@ -158,7 +159,7 @@ def _told(group: _Group) -> Iterator[str]:
         yield (
             f"{_listed(group, memorised)} {_do(memorised, 'is', 'are')} learned far more than the other {group.title} "
             f"({_percent(late, memorised)} against {_percent(late, rest)}) and may be memorised: look for copies in "
-            "the dataset, or lower the repeats."
+            "the dataset, lower the repeats, and look whether the caption is right."
         )
 
 

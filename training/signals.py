@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .doctor.pictures import perceptual_hashes
 from .picking import label
-from .scores import Scored
+from .run import Validation
+from .scores import Score, Scored, comparable, differences
 
 NEIGHBOURS = 3
 COPIED_BITS = 10
@@ -26,6 +27,9 @@ COPIED_BITS = 10
 USUAL = 0.95
 """The share of training pictures whose nearest neighbour among the others is farther than what is called a copy."""
 LEAST_VARIETY, MOST_BLEED, LEAST_ADHERENCE = 0.6, 0.5, 0.02
+MISLEADING, DEVIATIONS, FEWEST_CAPTIONS = 0.02, 6.0, 4
+"""ln of the loss with a caption over that without it from which on it misleads, how many standard deviations of the
+others it must lie above them, and of how many captions at least. Right captions of the toy world: -.28 to .05."""
 LARGEST_GROWTH, LARGEST_CHANGE = 5.0, 2.0
 """How many times the usual rate, and the norm before, the weights must grow to be called a jump."""
 
@@ -189,6 +193,28 @@ def bleed_note(value: float | None) -> str:
     )
 
 
+def caption_notes(base: Score, blank: Score, names: Sequence[str]) -> list[str]:
+    """Sentences about captions that tell the untrained model less than none would; `blank` is it without captions.
+
+    A wrong caption raises the loss, since the model then expects another picture. What a caption usually does differs
+    between models, so each is judged beside the others. `names` are of the held-out and then of the training pictures.
+    """
+    told = [*_changes(base.held_out, blank.held_out), *_changes(base.training, blank.training)]
+    if len(told) < FEWEST_CAPTIONS or len(told) != len(names):
+        return []
+    if statistics.median(told) > MISLEADING:
+        return [
+            "The untrained model does better without most of the captions: look whether each lies beside its picture, "
+            "and whether they are written as this model expects."
+        ]
+    wrong = [name for number, name in enumerate(names) if told[number] > _usual_most(told, number)]
+    return [
+        f"The caption of {name} tells the untrained model less than no caption would: look whether it belongs to the "
+        "picture."
+        for name in wrong
+    ]
+
+
 def weight_notes(scored: Sequence[Scored]) -> list[str]:
     """Sentences about files whose change of the weights is zero, or jumps beside that of the file before."""
     entries = [entry for entry in scored if not entry.checkpoint.average and _is_measured(entry)]
@@ -202,6 +228,19 @@ def weight_notes(scored: Sequence[Scored]) -> list[str]:
     for number in range(1, len(grown)):
         notes += _jump(grown[number - 1], grown[number], rates[number], rates[:number] + rates[number + 1 :])
     return notes
+
+
+def _changes(values: Validation, others: Validation) -> list[float]:
+    """The mean ln of one loss over the other, of each picture; [] where they cannot be compared."""
+    return differences(values, others) if comparable(values, others) else []
+
+
+def _usual_most(values: Sequence[float], number: int) -> float:
+    """How far a value may lie above the others, by their median and their spread (1.4826 MAD)."""
+    others = [*values[:number], *values[number + 1 :]]
+    middle = statistics.median(others)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in others)
+    return max(MISLEADING, middle + max(MISLEADING, DEVIATIONS * spread))
 
 
 def _jump(before: Scored, after: Scored, rate: float, others: Sequence[float]) -> list[str]:

@@ -157,3 +157,43 @@ def test_averages_and_unmeasured_files_do_not_count_as_jumps():
     average = Scored(Checkpoint(300, "", "a", average="EMA"), Score(effect=0.1))
     broken = [Scored(Checkpoint(400, "", "b"), Score(effect=effect, broken="damaged")) for effect in (None, math.inf)]
     assert signals.weight_notes([*entries, average, *broken]) == []
+
+
+def asked(*changes: float, held_out: int = 0) -> Score:
+    """Losses that lie as far above those of `asked(0, 0, ...)`, as ln."""
+    losses = [[0.1 * math.exp(change), 0.3 * math.exp(change)] for change in changes]
+    return Score(losses[:held_out], losses[held_out:])
+
+
+NAMES = [f"{letter}.png" for letter in "abcdef"]
+
+
+def test_a_caption_that_misleads_the_untrained_model_is_named():
+    blank = asked(*[0.0] * 6, held_out=2)
+    told = asked(-0.3, -0.2, -0.05, 0.9, 0.01, -0.1, held_out=2)
+    (note,) = signals.caption_notes(told, blank, NAMES)
+    assert note.startswith("The caption of d.png tells the untrained model less than no caption would")
+
+
+def test_right_captions_are_left_alone():
+    """What the toy FLUX gave for eight of them: some help much, most little, and one seems to harm."""
+    told = asked(-0.28, -0.18, -0.05, -0.01, 0.05, -0.02, -0.01, -0.02)
+    assert signals.caption_notes(told, asked(*[0.0] * 8), list("abcdefgh")) == []
+
+
+def test_small_effects_of_captions_need_small_deviations_only():
+    blank = asked(*[0.0] * 6)
+    told = asked(-0.012, -0.008, -0.011, 0.03, -0.009, -0.01)
+    assert [note.split()[3] for note in signals.caption_notes(told, blank, NAMES)] == ["d.png"]
+    assert signals.caption_notes(asked(*[0.01] * 6), blank, NAMES) == []
+
+
+def test_captions_that_mostly_mislead_are_told_in_one_sentence():
+    (note,) = signals.caption_notes(asked(0.9, 0.7, 1.2, 1.0, 1.6, -0.02), asked(*[0.0] * 6), NAMES)
+    assert "without most of the captions" in note
+
+
+def test_few_captions_and_losses_that_do_not_fit_say_nothing():
+    assert signals.caption_notes(asked(0, 0, 0.9), asked(0, 0, 0), NAMES[:3]) == []
+    assert signals.caption_notes(asked(*[0.9] * 6), Score(), NAMES) == []
+    assert signals.caption_notes(asked(*[0.9] * 6), asked(*[0.0] * 5), NAMES) == []

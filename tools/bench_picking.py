@@ -33,7 +33,7 @@ class Regime:
 
 
 REGIMES = {
-    "under": Regime(12, 60, 1.0, "constant", 4, 6, "still improving"),
+    "under": Regime(12, 60, 0.5, "constant", 12, 6, "still improving"),
     "well": Regime(12, 300, 1.0, "cosine", 6, 30, "levelled off"),
     # Two pictures on one background that no caption names: what is learned for too long is the background.
     "over": Regime(2, 450, 0.75, "constant", 2, 25, "over-trained later"),

@@ -31,6 +31,8 @@ SMALLEST_IMPROVEMENT, SMALLEST_IMPROVEMENT_OF_FEW, FEW = 0.012, 0.02, 4
 STANDARD_ERRORS = 2.5
 LAST_STEPS, SMALLEST_STEP = 3, 0.005
 SMALLEST_RISE = 0.01
+RUIN, RUIN_ERRORS = 0.05, 4
+"""So much above the base, and above chance, the last file has unlearned: there is no need to have learned before."""
 SHARES_OF_GAIN = {FLEXIBLE: 0.5, BALANCED: 0.75, LIKENESS: 0.9}
 """How much of what is gained on training pictures the pick has, where no picture was kept out."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
@@ -118,7 +120,8 @@ def decide(
         return _least_harm(ordered, base, broken)
     kept_out = [entry for entry in sound if comparable(entry.score.held_out, base.held_out)]
     if kept_out:
-        curve = _Curve(kept_out, base.held_out, [entry.score.training for entry in kept_out], base.training)
+        training = [entry.score.training for entry in kept_out]
+        curve = _Curve(kept_out, base.held_out, training, base.training, _harmful_steps(ordered, base.held_out))
         return _from_curve(curve, preference, likeness or {}, broken)
     return _guess(sound, base, preference, broken)
 
@@ -158,6 +161,8 @@ class _Curve:
     base: Validation
     training: Sequence[Validation] = ()
     training_base: Validation = field(default_factory=list)
+    harmful: Sequence[int] = ()
+    """Steps of files that were left out because they make the losses so much higher."""
 
     @cached_property
     def values(self) -> list[list[float]]:
@@ -227,6 +232,8 @@ class _Curve:
     @property
     def kind(self) -> str:
         """What became of the training."""
+        if self.ends_in_ruin:
+            return OVER_TRAINED
         if not self.is_measurable:
             return NOTHING_LEARNED
         means = [self.means[place] for place in self.trained]
@@ -237,6 +244,15 @@ class _Curve:
         gained = means[max(0, count - 1 - LAST_STEPS)] - means[-1]
         is_late = count >= LAST_STEPS and self.best_trained in self.trained[-2:]
         return STILL_IMPROVING if is_late and gained > max(0.03 * learned, SMALLEST_STEP) else LEVELLED_OFF
+
+    @property
+    def ends_in_ruin(self) -> bool:
+        """Whether later files are far worse than the base: left out for it, or by more than chance."""
+        if any(step > self.checkpoint(self.best_trained).step for step in self.harmful):
+            return True
+        last = self.trained[-1]
+        error = standard_error(self.values[last], [0.0] * self.pictures, ERROR_OF_ONE_PICTURE)
+        return self.means[last] > max(RUIN, RUIN_ERRORS * error)
 
     @property
     def confidence(self) -> str:
@@ -263,6 +279,12 @@ def _from_curve(
     return Decision(curve.checkpoint(chosen), safe, kind, curve.confidence, _reason(curve, chosen, kind), broken)
 
 
+def _harmful_steps(ordered: Sequence[Scored], base: Validation) -> list[int]:
+    """The steps of weights as trained whose losses are proper and so high that the file was left out."""
+    own = (entry for entry in ordered if not entry.checkpoint.average and comparable(entry.score.held_out, base))
+    return [entry.checkpoint.step for entry in own if mean_difference(entry.score.held_out, base) > HARMFUL]
+
+
 def _reason(curve: _Curve, chosen: int, kind: str) -> str:
     name, pictures = _sentence_start(curve.checkpoint(chosen)), _counted(curve.pictures)
     if kind == NOTHING_LEARNED:
@@ -274,6 +296,9 @@ def _reason(curve: _Curve, chosen: int, kind: str) -> str:
     percent = scores.percent_of(curve.means[chosen])
     sentences = [
         f"{name} is recommended. On {pictures} kept out of training it is {percent:.0f} % better than the base model."
+        if curve.is_measurable
+        else f"{name} is the least bad. On {pictures} kept out of training no file is measurably better than the base "
+        "model: save more often, lower the learning rate, or add pictures."
     ]
     if len(curve.run) > 1:
         first, last = (curve.checkpoint(place).step for place in (curve.run[0], curve.run[-1]))

@@ -106,7 +106,7 @@ def test_a_best_checkpoint_at_the_end_may_not_be_the_end():
 @pytest.mark.parametrize(
     ("means", "pictures", "bumps"),
     [
-        ((0.05, 0.02, 0.1), 5, BUMPS),
+        ((0.03, 0.02, 0.04), 5, BUMPS),
         ((-0.004, -0.011, -0.002), 5, (0.0,)),
         ((-0.004, -0.019, -0.002), 3, (0.0,)),
         ((-0.01, -0.049, -0.02), 1, (0.0,)),
@@ -404,3 +404,19 @@ def test_a_low_best_strength_hints_at_over_training():
     best, hint = recommended_strength(measured, [[1.0]])
     assert best == 0.5
     assert hint.startswith("It does best at strength 0.5") and hint.endswith("or pick an earlier checkpoint.")
+
+
+@pytest.mark.parametrize(
+    ("means", "picked", "said"),
+    [
+        ((-0.2, -0.25, -0.24, 0.8, 0.9), 200, "the kept-out pictures got worse"),
+        ((0.001, 0.1, 0.3, 0.4), 100, "is the least bad"),
+        ((-0.001, 0.0, 0.2, 0.7), 100, "is the least bad"),
+    ],
+)
+def test_files_that_end_far_worse_than_the_base_are_over_trained_ones(means, picked, said):
+    checkpoints = run(*means)
+    measured = [Scored(entry, Score(entry.validation)) for entry in checkpoints.entries]
+    decision = decide(measured, Score(checkpoints.base_validation), BALANCED)
+    assert (decision.checkpoint.step, decision.kind) == (picked, "over-trained later")
+    assert said in decision.reason

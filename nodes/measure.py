@@ -74,7 +74,7 @@ class Measure:
         self._encoder = GraphEncoder(model, clip, vae)
         device = self._bare.device.type
         self._on = (self._bare.identity, self._encoder.text_key, str(self._bare.dtype), device)
-        self._cached: dict[tuple[Example, ...], tuple[Cached, ...]] = {}
+        self._cached: dict[Example, Cached] = {}
         self.forwards = 0
 
     def __enter__(self) -> Measure:
@@ -220,16 +220,22 @@ class Measure:
 
     def _encoded(self, pictures: tuple[Example, ...]) -> tuple[Cached, ...]:
         """The pictures and their captions in the Trainer's cache."""
-        if pictures not in self._cached:
-            family, bare = self._bare.family, self._bare
-            self._kept(
-                ["fits", *self._on, self._encoder.latents_key],
-                lambda: self._encoder.check(family.title, bare.context_width, bare.pooled_width),
-            )
-            shown = replace(self._dataset, examples=(), held_out=pictures)
+        if not self._cached.keys() >= set(pictures):
+            self._check_fit()
+            # All kinds together, so that the VAE and the text encoders are loaded once.
+            wanted = dict.fromkeys((*self.held_out, *self.training, *pictures))
+            missing = tuple(example for example in wanted if example not in self._cached)
             folder = folders.output_folder() / "lora_workbench" / "cache"
-            self._cached[pictures] = encode(shown, self._encoder, folder, self._progress.encoding).held_out
-        return self._cached[pictures]
+            shown = replace(self._dataset, examples=(), held_out=missing)
+            found = encode(shown, self._encoder, folder, self._progress.encoding).held_out
+            self._cached.update(zip(missing, found, strict=True))
+        return tuple(self._cached[example] for example in pictures)
+
+    def _check_fit(self) -> None:
+        """ValueError when VAE or CLIP do not give what the model takes."""
+        title, widths = self._bare.family.title, (self._bare.context_width, self._bare.pooled_width)
+        key = ["fits", *self._on, self._encoder.latents_key]
+        self._kept(key, lambda: self._encoder.check(title, *widths))
 
     @property
     def _triggers(self) -> tuple[str, ...]:

@@ -211,6 +211,21 @@ def test_queueing_again_measures_nothing_and_a_change_only_what_it_touches(world
     assert world.measure().of(*file, strength=0.5) != scored
 
 
+def test_everything_is_encoded_before_the_network_is_asked_and_nothing_twice(world):
+    asked, when_asked = world.trainer.asked, []
+    hook = world.model.model.diffusion_model.register_forward_pre_hook(
+        lambda *_: when_asked.append((len(asked.pictures), len(asked.texts)))
+    )
+    try:
+        measure = world.measure()
+        measure.base()
+        measure.of(*world.lora())
+    finally:
+        hook.remove()
+    captions, fitting = 4, 1
+    assert set(when_asked) == {(4, captions + fitting)} and len(when_asked) == 8
+
+
 def test_a_damaged_figure_in_the_cache_is_measured_anew(world):
     base = world.measure().base()
     for path in (world.trainer.output / "lora_workbench" / "cache" / "scores").glob("*.json"):

@@ -29,7 +29,8 @@ USUAL = 0.95
 LEAST_VARIETY, MOST_BLEED, LEAST_ADHERENCE = 0.6, 0.5, 0.02
 MISLEADING, DEVIATIONS, FEWEST_CAPTIONS = 0.02, 6.0, 4
 """ln of the loss with a caption over that without it from which on it misleads, how many standard deviations of the
-others it must lie above them, and of how many captions at least. Right captions of the toy world: -.28 to .05."""
+others it must lie above them, and of how many captions at least. In the toy world 24 right captions gave -1.33 to .05,
+23 wrong ones .30 to 1.85."""
 LARGEST_GROWTH, LARGEST_CHANGE = 5.0, 2.0
 """How many times the usual rate, and the norm before, the weights must grow to be called a jump."""
 

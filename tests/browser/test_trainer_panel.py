@@ -4,17 +4,14 @@ import json
 import re
 
 import example
+import pages
 import pytest
 
 from toyworld import drawing
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
-PATIENCE = 120_000  # ms for a busy machine
 TRAINER = "LoraWorkbenchTrainer"
 STEPS = 100_000  # never reached
-# Until then the page may still put the last workflow in place of what a test loads.
-LOADED = """wanted => window.app?.extensionManager?.workflow?.activeWorkflow && LiteGraph.vueNodesMode === wanted
-    && !document.querySelector('#splash-loader') && 'LoraWorkbenchTrainer' in LiteGraph.registered_node_types"""
 LOAD = "saved => app.loadGraphData(saved, true, true)"
 LOOK_AT_IT = """() => {
     const node = app.graph._nodes.find(node => node.comfyClass === "LoraWorkbenchTrainer");
@@ -25,13 +22,13 @@ LOOK_AT_IT = """() => {
 HEIGHT = "() => app.graph._nodes.find(node => node.comfyClass === 'LoraWorkbenchTrainer').size[1]"
 STATUS = "wanted => wanted.includes(document.querySelector('.lw-training')?.dataset.status)"
 GROWN = """before => {
-    const path = document.querySelector(".lw-plot path.lw-raw");
+    const path = document.querySelector(".lw-training .lw-plot path.lw-raw");
     const curve = path?.getAttribute("d") ?? "";
     return curve.split("L").length > 2 && curve !== before && path.getBoundingClientRect().width > 0 && curve;
 }"""
 DRAWN = "number => document.querySelectorAll('.lw-training .lw-frame img')[number]?.naturalWidth > 0"
 STEP_BEYOND = """before => {
-    const found = /step ([\\d,]+)/.exec(document.querySelector(".lw-headline")?.textContent ?? "");
+    const found = /step ([\\d,]+)/.exec(document.querySelector(".lw-training .lw-headline")?.textContent ?? "");
     const step = found && Number(found[1].replaceAll(",", ""));
     return step > before && step;
 }"""
@@ -40,36 +37,22 @@ STEP_BEYOND = """before => {
 @pytest.fixture(params=[False, True], ids=["canvas", "nodes 2.0"])
 def new_nodes(request, server):
     """Whether nodes are drawn the new way."""
-    yield request.param
-    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+    with pages.drawn(server, request.param):
+        yield request.param
 
 
 @pytest.fixture
 def visit(browser, server, new_nodes):
     """Opens ComfyUI in a browser of its own; `page.problems` collects uncaught errors."""
     contexts = []
-    quiet = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
-    server.post("/settings", {**quiet, "Comfy.VueNodes.Enabled": new_nodes})
 
     def visited():
         contexts.append(browser.new_context(viewport={"width": 1600, "height": 1300}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.goto(server.url, wait_until="domcontentloaded")
-        return ready(page, new_nodes)
+        return pages.opened(contexts[-1], server, new_nodes)
 
     yield visited
     for context in contexts:
         context.close()
-
-
-def ready(page, new_nodes):
-    """The page, once a workflow can be loaded into it."""
-    page.wait_for_function(LOADED, arg=new_nodes)
-    page.keyboard.press("Escape")
-    return page
 
 
 def load(page, saved):
@@ -121,7 +104,7 @@ def test_the_panel_shows_and_steers_a_training_and_outlives_a_reload(visit, serv
     assert frames(page).all_inner_texts() == ["untrained"]
     page.evaluate(LOOK_AT_IT)
     page.wait_for_function(DRAWN, arg=0)
-    assert re.search(r"(s/step|steps/s) · .+ left · .+B", page.locator(".lw-figures").inner_text())
+    assert re.search(r"(s/step|steps/s) · .+ left · .+B", page.locator(".lw-training .lw-figures").inner_text())
     if not new_nodes:
         assert page.evaluate(HEIGHT) > small + 150
 
@@ -132,7 +115,7 @@ def test_the_panel_shows_and_steers_a_training_and_outlives_a_reload(visit, serv
 
     assert not list(files.glob("*.safetensors"))
     push(page, "Save now")
-    page.wait_for_function("() => !document.querySelector('.lw-said')?.textContent.includes('Saving')")
+    page.wait_for_function("() => !document.querySelector('.lw-training .lw-said')?.textContent.includes('Saving')")
     page.wait_for_function(STEP_BEYOND, arg=step_of(page) + 1)
     (file,) = files.glob("*.safetensors")
     assert 0 < int(file.stem.rsplit("_", 1)[1]) < STEPS
@@ -145,7 +128,7 @@ def test_the_panel_shows_and_steers_a_training_and_outlives_a_reload(visit, serv
     assert step_of(page) == step == told["step"] and told["status"] == "paused"
 
     page.reload(wait_until="domcontentloaded")
-    ready(page, new_nodes)
+    pages.ready(page, new_nodes)
     page.wait_for_function(STATUS, arg=["paused"])  # the page has put the workflow back by itself
     page.evaluate(LOOK_AT_IT)
     assert frames(page).count() >= 2 and step_of(page) == step
@@ -159,13 +142,13 @@ def test_the_panel_shows_and_steers_a_training_and_outlives_a_reload(visit, serv
     push(page, "Finish now")
     for each in (page, other):
         each.wait_for_function(STATUS, arg=["finished"])
-        assert "queue again to go on" in each.locator(".lw-said").inner_text()
+        assert "queue again to go on" in each.locator(".lw-training .lw-said").inner_text()
         assert button(each, "Finish now").get_attribute("aria-disabled") == "true"
         assert each.problems == []
 
 
 def step_of(page):
-    return int(re.search(r"step ([\d,]+)", page.locator(".lw-headline").inner_text())[1].replace(",", ""))
+    return int(re.search(r"step ([\d,]+)", page.locator(".lw-training .lw-headline").inner_text())[1].replace(",", ""))
 
 
 # States made up for it
@@ -298,7 +281,7 @@ def test_the_panel_fits_a_narrow_node_and_a_light_theme(shown, new_nodes):
         shown.evaluate("width => app.graph._nodes[0].setSize([width, app.graph._nodes[0].size[1]])", width)
         shown.wait_for_timeout(500)
         assert shown.evaluate(inside), width
-    colours = "() => getComputedStyle(document.querySelector('.lw-headline')).color"
+    colours = "() => getComputedStyle(document.querySelector('.lw-training .lw-headline')).color"
     dark = shown.evaluate(colours)
     shown.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
     shown.wait_for_function(f"dark => ({colours})() !== dark", arg=dark)

@@ -155,8 +155,8 @@ export class PickerPanel extends Panel {
   /** What the panel says by itself: how the vote went, or what is about to be deleted. */
   get question() {
     if (this.deleting) {
-      const named = this.others.map(({ label }) => label).join(", ");
-      return `This deletes ${named}: ${size(this.others)}, for good, and keeps ${this.picked.label}. Push again to delete.`;
+      const named = this.others.map(({ label }) => label).join(" · ");
+      return `This deletes ${named} (${size(this.others)}) for good and keeps ${this.picked.label}. Push again to delete.`;
     }
     if (this.blind) return "Click a picture to see it large, and vote for the one you like best in every row.";
     return this.vote ? resultWords(this.vote.result(this.state.files), this.vote.rows.length) : "";

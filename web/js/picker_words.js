@@ -45,7 +45,7 @@ export function headline({ status, phase, done, of, picked, files = [] }) {
   const chosen = files.find(({ lora }) => lora === picked)?.label;
   const parts = {
     idle: ["Nothing picked yet"],
-    measuring: [phase || "Measuring", so],
+    measuring: chosen ? [`Picked ${chosen}`, phase, so] : [phase || "Measuring", so],
     drawing: [phase || "Drawing", so],
     asking: ["Which one?"],
     picked: [chosen ? `Picked ${chosen}` : "Picked"],

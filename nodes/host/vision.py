@@ -40,7 +40,10 @@ def text_embeddings(clip, clip_vision, texts: Sequence[str]) -> tuple[Tensor | N
     """
     if clip_vision.model_type != CLIP_KIND:
         return None, "The connected CLIP_VISION knows no words, so how well pictures follow prompts is not judged."
-    width = clip_vision.config.get("projection_dim")
+    projection = getattr(clip_vision.model.visual_projection, "weight", None)
+    if projection is None:
+        return None, "The connected CLIP_VISION has no projection, so how well pictures follow prompts is not judged."
+    width = len(projection)
     clip.load_model()
     for name, encoder in encoders_of(clip).items():
         if _projects_to(encoder, width):
@@ -51,7 +54,7 @@ def text_embeddings(clip, clip_vision, texts: Sequence[str]) -> tuple[Tensor | N
     )
 
 
-def _projects_to(encoder, width: int | None) -> bool:
+def _projects_to(encoder, width: int) -> bool:
     """Whether a text encoder projects to this width; files that lack the projection are given the identity."""
     weight = getattr(getattr(encoder.transformer, "text_projection", None), "weight", None)
     if weight is None or len(weight) != width:

@@ -89,6 +89,9 @@ def test_texts_are_projected_and_the_clip_is_afterwards_as_before(kind):
 def test_encoders_that_share_no_space_say_so():
     clip = hosttoys.clip("flux")
     assert "knows no words" in text_embeddings(clip, eye(model_type="siglip_vision_model"), ["a"])[1]
+    unprojected = eye()
+    unprojected.model.visual_projection = torch.nn.Identity()  # what ComfyUI makes of a file without one
+    assert "has no projection" in text_embeddings(clip, unprojected, ["a"])[1]
     found, reason = text_embeddings(clip, eye(projection_dim=48), ["a"])
     assert found is None and "48 wide" in reason
     with torch.inference_mode():

@@ -129,6 +129,12 @@ class Measure:
             return Score(held_out=self._losses(asked, held_out))
         return Score(training=self._losses(asked, training))
 
+    def without_captions(self) -> Score:
+        """The losses of the model as it is wired, told nothing about the pictures."""
+        held_out, training = (tuple(replace(e, caption="") for e in some) for some in (self.held_out, self.training))
+        asked = self._asked(None, (*held_out, *training))
+        return Score(self._losses(asked, held_out), self._losses(asked, training))
+
     def leak(self, path: Path, lora_name: str, score: Score | None = None) -> float | None:
         """How much of the gain needs the trigger word: 1 all of it, near 0 none, so that the LoRA is in every picture.
 

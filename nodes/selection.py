@@ -89,7 +89,8 @@ def execute(request: Request, progress: Progress, shown: Choice) -> Selection:
         shown.say(decision)
         chosen, reason = (wanted.checkpoint, wanted.reason) if wanted else _answered(request, decision, shown)
         signs = [] if measure is None else _signs(request, measure, scored, chosen)
-        notes = (*signals.weight_notes(scored), *signs, *looks.notes(chosen))
+        told = [] if measure is None else _pictures_say(measure, base, scored)
+        notes = (*signals.weight_notes(scored), *signs, *told, *looks.notes(chosen))
     asked = held_out if measure is None else (*measure.held_out, *measure.training)
     shown.picked(chosen.lora_name)
     return Selection(
@@ -193,6 +194,15 @@ def _signs(request: Request, measure: Measure, scored: Sequence[Scored], chosen:
             "regularization pictures or preservation, or pick an earlier checkpoint."
         )
     return notes
+
+
+def _pictures_say(measure: Measure, base: Score, scored: Sequence[Scored]) -> list[str]:
+    """Which pictures are hurt, which are memorised, and which captions mislead."""
+    names = [example.path.name for example in (*measure.held_out, *measure.training)]
+    if not names:
+        return []
+    captions = signals.caption_notes(base, measure.without_captions(), names)
+    return [*captions, *score_chart.reading(scored, base, names)]
 
 
 def _strength(measure: Measure, path: Path, name: str) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from lora_workbench.nodes import checkpoint_picker, grid, selection
 from lora_workbench.nodes.host import choice
 from lora_workbench.nodes.host.progress import Progress
+from lora_workbench.nodes.measure import Measure
 from lora_workbench.nodes.stack_apply import LoraWorkbenchStackApply
 from lora_workbench.training import description, picking
 
@@ -158,3 +159,19 @@ def test_the_grid_follows_scope_and_strengths(request_for, checkpoints):
     assert [column.label for column in made.grid.columns][:3] == ["untrained", "step 1 at 0.5", "step 1"]
     assert len(made.grid.cells) == 1 + 2 * 4
     assert torch.is_tensor(checkpoint_picker.to_image(made.grid.picture(made.checkpoint)))
+
+
+def test_the_model_is_also_asked_without_captions_to_find_those_that_mislead(trainer, checkpoints):
+    dataset = checkpoints.dataset
+    with Measure(
+        trainer.model, trainer.clip, trainer.vae, dataset.held_out, dataset.concepts, "quick", Progress(None), dataset
+    ) as measure:
+        told, blank = measure.base(), measure.without_captions()
+    empty = replace(dataset, examples=tuple(replace(e, caption="") for e in dataset.concepts))
+    nothing = tuple(replace(e, caption="") for e in dataset.held_out)
+    with Measure(
+        trainer.model, trainer.clip, trainer.vae, nothing, empty.concepts, "quick", Progress(None), dataset
+    ) as measure:
+        expected = measure.base()
+    assert (blank.held_out, blank.training) == (expected.held_out, expected.training)
+    assert blank.held_out != told.held_out

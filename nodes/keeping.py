@@ -21,8 +21,8 @@ MOST_VERSIONS = 10_000
 def keep(checkpoint: Checkpoint, name: str, picture: Path | None = None) -> Path:
     """Copy a LoRA file to `<loras>/<name>.safetensors`, with its cover and the embeddings of its new words.
 
-    Where that name is another file's, `<name>_v2` and so on is taken; what was kept before is not copied again. Without
-    a cover of its own it gets `picture`. ValueError for a name that cannot be a file's.
+    Where that name is another file's, `<name>_v2` and so on is taken, and where it cannot be a file's the LoRA's own.
+    What was kept before is not copied again. Without a cover of its own it gets `picture`.
     """
     source, number = Path(checkpoint.path), 1
     target = kept_as(checkpoint, name)
@@ -83,8 +83,16 @@ def cover_of(lora: Path) -> Path:
 def _version(source: Path, name: str, number: int) -> Path:
     if number >= MOST_VERSIONS:
         raise ValueError(f"There are already {MOST_VERSIONS - 1:,} files called '{name}': delete some of them.")
-    title = safe_name(name)
+    title = _title(name, source)
     return folders.loras_folder() / f"{title if number == 1 else f'{title}_v{number}'}{source.suffix}"
+
+
+def _title(name: str, source: Path) -> str:
+    """The name as a file's, or that of the file itself where it cannot be one."""
+    try:
+        return safe_name(name)
+    except ValueError:
+        return safe_name(source.stem)
 
 
 def _copy(source: Path, target: Path) -> bool:

@@ -192,11 +192,16 @@ class Choice:
         for entry in self._files:
             try:
                 path = folders.lora_path(entry["lora"])
-                kept = kept_as(Checkpoint(0, str(path), entry["lora"]), self.name) is not None
-                there.append({**entry, "bytes": path.stat().st_size, "kept": kept})
+                there.append({**entry, "bytes": path.stat().st_size, "kept": self._is_kept(path, entry["lora"])})
             except (OSError, ValueError):
                 gone.add(entry["lora"])
         self._files, self._cells = there, [cell for cell in self._cells if cell["lora"] not in gone]
+
+    def _is_kept(self, path: Path, lora: str) -> bool:
+        try:
+            return kept_as(Checkpoint(0, str(path), lora), self.name) is not None
+        except PermissionError:  # what cannot be read cannot have been copied
+            return False
 
     def _entry(self, lora: str) -> dict:
         for entry in self._files:

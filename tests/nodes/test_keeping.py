@@ -125,6 +125,12 @@ def test_a_name_that_leads_elsewhere_stays_in_the_loras_folder(folder, name):
     assert kept.parent == folder and kept.is_file()
 
 
+@pytest.mark.parametrize("name", ["", "...", "aux"])
+def test_a_run_whose_name_can_be_no_files_is_kept_under_the_files_own(folder, name):
+    entry = lora(folder, 2)
+    assert keep(entry, name) == kept_as(entry, name) == folder / "star_000002.safetensors"
+
+
 def test_the_embeddings_of_new_words_are_there_for_the_copy_too(folder, tmp_path):
     entry = lora(folder, 2, **{f"{BUNDLED}zork.clip_l": torch.ones(2, 4)})
     words = tmp_path / "words"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -76,15 +76,19 @@ class Looks:
     @cached_property
     def _taught(self) -> Tensor:
         """The training pictures, (M, D)."""
-        return self._seen(self._training_pictures)
+        return self._seen(self._training_pictures())
 
     @cached_property
-    def _training_pictures(self) -> list[Image.Image]:
-        return [open_image(example.path).convert("RGB") for example in self._training]
+    def _taught_prints(self) -> list[signals.Fingerprint]:
+        return [signals.fingerprint(picture) for picture in self._training_pictures()]
 
-    def _seen(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def _training_pictures(self) -> Iterator[Image.Image]:
+        # One at a time: a dataset of photographs does not fit into memory.
+        return (open_image(example.path).convert("RGB") for example in self._training)
+
+    def _seen(self, pictures: Iterable[Image.Image]) -> Tensor:
         self._progress.phase("Comparing pictures")
-        return vision.embeddings(self._request.clip_vision, [to_image(picture)[0] for picture in pictures])
+        return vision.embeddings(self._request.clip_vision, (to_image(picture)[0] for picture in pictures))
 
     def _pictures(self, column: Column, prompts: Sequence[int], drawn: grid.Grid | None = None) -> list[Image.Image]:
         cells = [cell for cell in (drawn or self._grid).cells if cell.column == column and cell.prompt in prompts]
@@ -97,8 +101,8 @@ class Looks:
         pictures = self._pictures(column, self._called)
         if not pictures:
             return []
-        prints, taught = ([signals.fingerprint(p) for p in some] for some in (pictures, self._training_pictures))
-        return signals.near_copies(self._seen(pictures), prints, self._taught, taught)
+        prints = [signals.fingerprint(picture) for picture in pictures]
+        return signals.near_copies(self._seen(pictures), prints, self._taught, self._taught_prints)
 
     def _variety(self, checkpoint: Checkpoint) -> float | None:
         """How much pictures of the first prompt with the trigger differ from seed to seed, beside the base's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,20 +14,20 @@ CLIP_KIND = "clip_vision_model"
 """ComfyUI's name for the kind of image encoder that was trained together with a text encoder of the CLIP family."""
 
 
-def embeddings(clip_vision, pictures: Sequence[Tensor]) -> Tensor:
+def embeddings(clip_vision, pictures: Iterable[Tensor]) -> Tensor:
     """Pictures (H, W, 3) in 0..1, each of its own size -> (N, D) float32 rows of length 1, one picture at a time.
 
     So an embedding does not depend on what else is asked for. Encoders that give no single vector for a picture, as
     SigLIP without its head, give the mean over its patches. ValueError when there is no picture.
     """
-    if not pictures:
-        raise ValueError("There is no picture to compare: wire a dataset, or give at least one prompt.")
     rows = []
     with torch.inference_mode():
         for picture in pictures:
             throw_if_cancelled()
             encoded = clip_vision.encode_image(picture[None, ..., :3])["image_embeds"].float().cpu()
             rows.append(encoded.flatten(1, -2).mean(1)[0] if encoded.ndim > 2 else encoded[0])
+    if not rows:
+        raise ValueError("There is no picture to compare: wire a dataset, or give at least one prompt.")
     return _unit(torch.stack(rows))
 
 

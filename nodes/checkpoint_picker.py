@@ -162,9 +162,9 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder=NOTHING, **_inputs) -> str:
-        """Changes when the user wants to be asked again, and when the files of the chosen folder change."""
+        """Changes when the user wants to be asked again, and when LoRA files of the chosen folder change."""
         asked = times_asked_again(getattr(cls.hidden, "unique_id", None))
-        state = folders.folder_state(folders.loras_folder() / folder) if _is_folder(folder) else []
+        state = lora_series.state_of(folders.loras_folder() / folder) if _is_folder(folder) else []
         return repr((asked, state))
 
     @classmethod

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -267,10 +268,10 @@ def settings_of(entries: Mapping[str, str]) -> dict:
 
 
 def amend(path: Path, **changes: str) -> None:
-    """Change what a file says about itself, for example `strength`, leaving its tensors as they are."""
-    data = path.read_bytes()
-    entries = read(path)
+    """Change what a file says about itself, for example `strength`, leaving its tensors and its time as they are."""
+    data, entries, before = path.read_bytes(), read(path), path.stat()
     write_atomically(path, with_entries(data, {**entries, **{OURS + name: value for name, value in changes.items()}}))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def is_ours(path: Path) -> bool:

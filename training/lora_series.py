@@ -88,6 +88,17 @@ def folders_with_loras(root: Path) -> list[str]:
     return sorted(found, key=natural_key)
 
 
+def state_of(folder: Path) -> list[tuple[str, int]]:
+    """The LoRA files of a folder and their times of change, so that edits are noticed; [] for one that is not there.
+
+    Pictures and runs beside them do not count, nor what `description.amend` says of a file.
+    """
+    try:
+        return [(str(path), path.stat().st_mtime_ns) for path in _lora_files(folder)]
+    except OSError:
+        return []
+
+
 def step_told(entries: Mapping[str, str]) -> int | None:
     """The step a file says it is of, None when it says none."""
     for told in (entries.get(f"{OURS}step"), entries.get("ss_steps"), _training_info(entries)):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -270,8 +271,9 @@ def test_the_same_picture_gives_the_same_file(lora_file, tmp_path):
 
 
 def test_what_is_known_later_can_be_said_later(lora_file):
+    os.utime(lora_file, ns=(10**18, 10**18))
     amend(lora_file, strength="0.85")
-    assert read(lora_file)[f"{OURS}strength"] == "0.85"
+    assert read(lora_file)[f"{OURS}strength"] == "0.85" and lora_file.stat().st_mtime_ns == 10**18
     assert torch.equal(load_file(lora_file)["a"], torch.arange(6.0))
 
 

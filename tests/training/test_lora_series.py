@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_workbench.training.lora_series import folders_with_loras, number_in, series
+from lora_workbench.training import description
+from lora_workbench.training.lora_series import folders_with_loras, number_in, series, state_of
 
 KOHYA = {"ss_steps": "300", "ss_epoch": "3", "ss_num_epochs": "10"}
 
@@ -145,6 +146,22 @@ def test_states_of_optimizers_and_files_being_written_are_no_checkpoints(tmp_pat
         (tmp_path / "s" / name).write_bytes(b"x")
     put(tmp_path / "s/checkpoint-100/model.safetensors")
     assert len(series(tmp_path / "s", tmp_path).entries) == 1
+
+
+def test_only_a_lora_that_came_went_or_changed_is_news(tmp_path):
+    first = put(tmp_path / "s/star_000100.safetensors", **{"lora_workbench.step": "100"})
+    states = [state_of(tmp_path / "s")]
+    put(tmp_path / "s/other/star_000100.safetensors")
+    (tmp_path / "s/star_000100.preview.png").write_bytes(b"x")
+    description.amend(first, strength="0.75")
+    assert state_of(tmp_path / "s") == states[0] and len(states[0]) == 1
+    second = put(tmp_path / "s/checkpoint-200/pytorch_lora_weights.safetensors")
+    states.append(state_of(tmp_path / "s"))
+    os.utime(second, ns=(10**18, 10**18))
+    states.append(state_of(tmp_path / "s"))
+    first.unlink()
+    states.append(state_of(tmp_path / "s"))
+    assert len(set(map(str, states))) == 4 and state_of(tmp_path / "gone") == []
 
 
 def test_a_folder_without_loras_is_refused_in_a_sentence(tmp_path):

@@ -72,7 +72,7 @@ class Selection:
 
 def execute(request: Request, progress: Progress, shown: Choice) -> Selection:
     """Choose a file. Raises ValueError with one sentence when there is none, and ComfyUI's interrupt on cancel."""
-    wanted = None
+    wanted, request = None, replace(request, checkpoints=_there(request.checkpoints))
     if request.pick in (picking.LAST, picking.AT_STEP):
         wanted = picking.choose(request.checkpoints, request.pick, request.at_step, request.preference)
     elif not request.checkpoints.entries:
@@ -116,6 +116,15 @@ def triggers_of(request: Request) -> list[str]:
     datasets = [some for some in (request.checkpoints.dataset, request.dataset) if some is not None]
     told = [request.checkpoints.trigger_word, *(some.trigger_word for some in datasets)]
     return list(dict.fromkeys(word.strip() for words in told for word in words.split(",") if word.strip()))
+
+
+def _there(checkpoints: Checkpoints) -> Checkpoints:
+    """The files that nobody deleted since the training handed them on."""
+    entries, averages = (
+        tuple(entry for entry in some if Path(entry.path).is_file())
+        for some in (checkpoints.entries, checkpoints.averages)
+    )
+    return replace(checkpoints, entries=entries, averages=averages)
 
 
 def _measure(request: Request, held_out: list[Example], training: list[Example], progress: Progress) -> Measure:
@@ -184,8 +193,8 @@ def _signs(request: Request, measure: Measure, scored: Sequence[Scored], chosen:
     leak = measure.leak(path, name, score)
     if leak is not None and leak < LEAKS:
         notes.append(
-            f"{100 * (1 - leak):.0f} % of its effect is there without the trigger word, so it will show in every "
-            "picture: fine for a style, else train with regularization pictures or preservation."
+            f"{min(100, 100 * (1 - leak)):.0f} % of its effect is there without the trigger word, so it will show in "
+            "every picture: fine for a style, else train with regularization pictures or preservation."
         )
     drift = measure.drift(path, name) if request.effort == THOROUGH else None
     if drift is not None and drift > DRIFTS:
@@ -211,14 +220,18 @@ def _strength(measure: Measure, path: Path, name: str) -> list[str]:
     if not comparable(found[1.0], base):
         return []
     best, hint = picking.recommended_strength(found, base)
+    notes = [hint or f"It does best at strength {best:g} on these pictures; eyes often like it a little higher."]
     if description.is_ours(path) and description.read(path).get(description.STRENGTH) != f"{best:g}":
-        description.amend(path, strength=f"{best:g}")
-    return [hint or f"It does best at strength {best:g} on these pictures; eyes often like it a little higher."]
+        try:
+            description.amend(path, strength=f"{best:g}")
+        except OSError as error:  # in use on Windows, or in a folder that is not to be written
+            notes.append(f"That strength could not be written into the file ({error}).")
+    return notes
 
 
 def table(scored: Sequence[Scored], base: Score, decision: picking.Decision) -> list[dict]:
     """Every file as the node's panel lists it."""
-    safe = {entry.lora_name for entry in decision.safe}
+    safe, left_out = ({entry.lora_name for entry in some} for some in (decision.safe, decision.broken))
     return [
         {
             "lora": entry.checkpoint.lora_name,
@@ -228,7 +241,7 @@ def table(scored: Sequence[Scored], base: Score, decision: picking.Decision) -> 
             "training_percent": _percent(entry.score.training, base.training),
             "suggested": entry.checkpoint == decision.checkpoint,
             "safe": entry.checkpoint.lora_name in safe,
-            "broken": picking.why_broken(entry.score, base),
+            "broken": picking.why_broken(entry.score, base) if entry.checkpoint.lora_name in left_out else "",
         }
         for entry in scored
     ]

@@ -78,9 +78,38 @@ def test_the_best_strength_is_written_into_the_file_and_stack_apply_tells_it(req
     stack = [(made.checkpoint.lora_name, 0.4, 0.4)]
     applied = queueing.run(LoraWorkbenchStackApply, model=trainer.model, clip=trainer.clip, lora_stack=stack)
     assert f"recommended {told}" in applied["report"]
-    written = Path(made.checkpoint.path).stat().st_mtime_ns
+    written = Path(made.checkpoint.path).stat().st_ctime_ns
     chosen(request_for(checkpoints, finds_strength=True))
-    assert Path(made.checkpoint.path).stat().st_mtime_ns == written, "what is there already is not written again"
+    assert Path(made.checkpoint.path).stat().st_ctime_ns == written, "what is there already is not written again"
+
+
+def test_a_file_that_cannot_be_written_is_picked_all_the_same(request_for, checkpoints, monkeypatch):
+    def refused(path, **_changes):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(description, "amend", refused)
+    monkeypatch.setattr(picking, "recommended_strength", lambda *_: (0.9, ""))
+    made = chosen(request_for(checkpoints, finds_strength=True))
+    assert made.checkpoint == made.decision.checkpoint
+    assert any(note.startswith("That strength could not be written into the file") for note in made.notes)
+
+
+def test_files_that_were_deleted_are_passed_over(request_for, checkpoints, tmp_path):
+    gone = replace(checkpoints.entries[-1], path=str(tmp_path / "gone.safetensors"))
+    fewer = replace(checkpoints, entries=(*checkpoints.entries[:-1], gone))
+    made = chosen(request_for(fewer, prompts=("zork",), pick=picking.LAST))
+    assert made.checkpoint.step == 3 and len(made.grid.cells) == 4
+    assert chosen(request_for(fewer)).checkpoint.step < 4
+    with pytest.raises(ValueError, match="has no checkpoint left"):
+        chosen(request_for(replace(checkpoints, entries=(gone,))))
+
+
+def test_the_least_bad_of_files_that_all_do_harm_can_be_chosen(request_for, checkpoints):
+    worse = [[2 * level for level in row] for row in checkpoints.base_validation]
+    harmful = replace(checkpoints, entries=tuple(replace(e, validation=worse) for e in checkpoints.entries))
+    made = chosen(request_for(harmful))
+    rows = selection.table(made.scored, made.base, made.decision)
+    assert [row["broken"][:12] for row in rows] == ["", *["it makes the"] * 3]
 
 
 def test_ask_me_waits_for_the_answer_and_that_file_goes_on(request_for, checkpoints):

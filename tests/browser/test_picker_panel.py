@@ -1,12 +1,23 @@
-"""The panel on LoRA Checkpoint Picker in ComfyUI's own page, on states made up for it."""
+"""The Picker's panel in ComfyUI's own page: on states made up for it, and on a queue that really waits."""
 
+import io
 import json
 import re
 from urllib.parse import parse_qs, urlparse
 
+import example
+import hosttoys
+import numpy
 import pages
 import pytest
+import torch
+from PIL import Image
 from playwright.sync_api import expect
+from safetensors.torch import save_file
+
+from lora_workbench.nodes.host.architecture import family_of
+from lora_workbench.training import lora_file
+from lora_workbench.training.config import LoraConfig
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
 PATIENCE = 60_000  # ms
@@ -103,12 +114,13 @@ class Shown:
         self.frames = self.panel.locator(".lw-pick-frame")
         self.dialog = page.get_by_role("dialog", name="Picture")
         self.asked, self.refusal, self.number = [], None, 0
-        page.route("**/view?*", lambda route: route.fulfill(body=DOT, content_type="image/png"))
-        page.route("**/lora_workbench/picker/**", self.answer)
 
     def draw_nodes(self, new_nodes):
         """Put one Picker into the page, drawn the new way or not."""
         self.state = {"id": "0", "status": "idle"}
+        self.page.unroute_all()
+        self.page.route("**/view?*", lambda route: route.fulfill(body=DOT, content_type="image/png"))
+        self.page.route("**/lora_workbench/picker/**", self.answer)
         self.page.evaluate(DRAW, new_nodes)
         self.page.wait_for_function("wanted => LiteGraph.vueNodesMode === wanted", arg=new_nodes)
         self.node = self.page.evaluate(ADD_PICKER)
@@ -210,8 +222,10 @@ def test_the_panel_says_what_is_done_and_what_was_decided(shown):
 
 
 def test_pictures_come_into_the_grid_one_by_one_and_stay(shown):
-    shown.begin(ASKING, status="drawing", phase="", done=3, of=12, cells=[CELLS[3], CELLS[1], CELLS[0]])
+    shown.begin(ASKING, status="drawing", phase="", files=[], cells=[CELLS[1], CELLS[0]])
     heads = shown.panel.locator(".lw-pick-head b")
+    expect(heads).to_have_text(["untrained", "star_000500"])
+    shown.tell(ASKING, status="drawing", phase="", done=3, of=12, cells=[CELLS[3], CELLS[1], CELLS[0]])
     expect(heads).to_have_text(["untrained", "step 500", "step 700"])
     assert shown.panel.locator(".lw-headline").inner_text() == "Drawing · 3 of 12"
     expect(shown.panel.locator(".lw-pick-row")).to_have_text(PROMPTS)
@@ -369,3 +383,118 @@ def test_the_panel_outlives_a_reload(shown, new_nodes):
     pages.ready(shown.page, new_nodes)
     shown.panel.get_by_text("Which one?").wait_for()
     expect(shown.frames).to_have_count(len(CELLS))
+
+
+# A queue that really waits
+
+LIVE = "asked_in_the_panel"
+LIVE_STEPS = (2, 4, 6)
+LIVE_PROMPT = "a red circle"
+LOAD = """async graph => {
+    await app.loadApiJson(graph, "asked");
+    const node = app.graph._nodes.find(node => node.comfyClass === "LoraWorkbenchCheckpointPicker");
+    node.setSize([520, node.size[1]]);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [300 - node.pos[0], 40 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+}"""
+
+
+@pytest.fixture(scope="module")
+def live_graph(server):
+    """A graph that draws with what the Picker hands on, of three LoRA files with random weights."""
+    model = hosttoys.model("sdxl")
+    family = family_of(model)
+    adapters = hosttoys.attach(hosttoys.loaded(model), active=False)
+    folder = server.folder / "models" / "loras" / LIVE
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in LIVE_STEPS:
+        random = torch.Generator().manual_seed(step)
+        tensors = lora_file.file_tensors(adapters.state(), LoraConfig(rank=2, alpha=1.0), torch.float32)
+        drawn = {key: 0.2 * torch.randn(each.shape, generator=random) for key, each in tensors.items()}
+        save_file(
+            {key: tensors[key] if key.endswith(".alpha") else drawn[key] for key in tensors},
+            folder / f"{step:06d}.safetensors",
+        )
+    graph = example.sampling_graph(example.FAMILIES["sdxl"], LIVE_PROMPT, seed=5)
+    wires = {"model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2]}
+    widgets = {"pick": "ask me", "at_step": 0, "preference": "balanced", "prompts": LIVE_PROMPT, "seed": 5}
+    about = {**wires, **widgets, "size": example.SIZE, "folder": LIVE, "effort": "standard", "grid": "shortlist"}
+    graph["picker"] = {"class_type": "LoraWorkbenchCheckpointPicker", "inputs": about}
+    graph["sampler"]["inputs"] |= {"model": ["picker", 0], "cfg": family.cfg}
+    graph["sampler"]["inputs"] |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
+    for node in ("positive", "negative"):
+        graph[node]["inputs"]["clip"] = ["picker", 1]
+    numbers = {name: str(number) for number, name in enumerate(graph, 1)}
+    renamed = json.loads(json.dumps(graph))
+    for node in renamed.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = [numbers[value[0]], value[1]]
+    return {numbers[name]: node for name, node in renamed.items()}
+
+
+def finished(page, server, picker, wanted):
+    """The history of the graph that has picked, once it is there."""
+    for _ in range(PATIENCE // 100):
+        for run in json.loads(server.get("/history?max_items=1")).values():
+            if run["prompt"][2].get(picker, {}).get("inputs", {}).get("at_step") == wanted:
+                return run
+        page.wait_for_timeout(100)
+    raise TimeoutError("The graph did not go on.")
+
+
+def pixels(data):
+    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_the_picture_that_is_voted_for_blindly_belongs_to_the_lora_that_draws_the_next_one(
+    opened, new_nodes, server, live_graph
+):
+    page, wanted = opened.page, LIVE_STEPS[1 if new_nodes else 0]
+    page.problems.clear()
+    page.unroute_all()
+    (picker,) = [number for number, node in live_graph.items() if "Picker" in node["class_type"]]
+    graph = {
+        **live_graph,
+        picker: {**live_graph[picker], "inputs": {**live_graph[picker]["inputs"], "at_step": wanted}},
+    }
+    page.evaluate(LOAD, graph)
+    opened.panel.get_by_text("Nothing picked yet").wait_for()
+    page.evaluate("() => app.queuePrompt(0, 1)")
+
+    opened.panel.get_by_text("Which one?").wait_for()
+    expect(opened.frames).to_have_count(1 + len(LIVE_STEPS))
+    told = json.loads(server.get(f"/lora_workbench/picker/{picker}"))
+    (file,) = [file for file in told["files"] if file["step"] == wanted]
+    (cell,) = [cell for cell in told["cells"] if cell["lora"] == file["lora"]]
+    opened.push("Blind vote")
+    expect(opened.frames).to_have_count(len(LIVE_STEPS))
+    addresses = [frame.locator("img").get_attribute("src") for frame in opened.frames.all()]
+    (at,) = [at for at, address in enumerate(addresses) if cell["url"] in address]
+    opened.frames.nth(at).press("Enter")
+    opened.use_in_dialog()
+    opened.said(f"{file['label']} got 1 of 1 vote.")
+    opened.push(f"Use {file['label']}")
+
+    opened.panel.get_by_text(f"Picked {file['label']}", exact=True).wait_for()
+    run = finished(page, server, picker, wanted)
+    assert run["status"]["status_str"] == "success"
+    (shown,) = [output["images"] for node, output in run["outputs"].items() if node != picker]
+    assert numpy.array_equal(pixels(server.image(shown[0])), pixels(server.get(cell["url"])))
+    others = {each["url"] for each in told["cells"]} - {cell["url"]}
+    assert not any(numpy.array_equal(pixels(server.image(shown[0])), pixels(server.get(other))) for other in others)
+
+    opened.push("Keep")
+    opened.panel.get_by_text(re.compile(r"Kept as .*\.safetensors in the loras folder")).wait_for()
+    kept = re.search(r"Kept as (\S+) in", opened.panel.locator(".lw-said").inner_text())[1]
+    folder = server.folder / "models" / "loras"
+    assert (folder / kept).read_bytes() == (folder / file["lora"]).read_bytes()
+    expect(opened.button("Kept")).to_be_visible()
+    opened.push("Ask again")
+    opened.said("Queue again, and you are asked once more.")
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    opened.panel.get_by_text("Which one?").wait_for()
+    server.become_idle()
+    opened.panel.get_by_text("Cancelled", exact=True).wait_for()
+    assert page.problems == []

@@ -93,7 +93,7 @@ export class PickerPanel extends Panel {
     write(this.headline, this.headlineText(state ?? { status }));
     this.tick();
     this.bar.hidden = !["measuring", "drawing"].includes(status);
-    this.body.hidden = status === "idle" || !(state.files.length || state.message);
+    this.body.hidden = status === "idle" || !(state.files.length || state.cells.length || state.message);
     if (!this.body.hidden) this.showPicking(state);
     this.fit();
   }

@@ -71,9 +71,13 @@ function columnsOf(cells, files) {
   const order = new Map(files.map(({ lora }, at) => [lora, at]));
   const found = new Map();
   for (const { lora, strength } of cells) found.set(`${lora ?? ""}|${strength}`, { lora, strength });
-  const place = ({ lora }) => (lora == null ? -1 : order.get(lora) ?? Infinity);
+  const place = ({ lora }) => (lora == null ? -1 : order.get(lora) ?? files.length);
   return [...found.values()]
-    .filter(({ lora }) => lora == null || order.has(lora))
     .sort((one, other) => place(one) - place(other) || one.strength - other.strength)
-    .map(({ lora, strength }) => ({ file: files[order.get(lora)], strength }));
+    .map(({ lora, strength }) => ({ file: lora == null ? undefined : (files[order.get(lora)] ?? unlisted(lora)), strength }));
+}
+
+/** A file of which there is a picture before anything else is known. */
+function unlisted(lora) {
+  return { lora, label: lora.split(/[\\/]/).at(-1).replace(/\.\w+$/, ""), percent: null };
 }

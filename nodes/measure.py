@@ -29,7 +29,7 @@ from ..training.whole_file import write_atomically
 from .class_pictures import ClassPictures
 from .host import folders, loras
 from .host.encoders import GraphEncoder
-from .host.probe import Probe, changes_text, checked
+from .host.probe import Probe, checked
 from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings
 
@@ -184,19 +184,17 @@ class Measure:
     def _checked(self, path: Path) -> tuple[str, float | None]:
         """Why a file cannot be used, or "", and its effect."""
 
-        def check() -> tuple[str, float | None]:
-            try:
-                return checked(self._bare, self._clip, loras.read_lora(path))
-            except ValueError:
-                return "it cannot be read", None
-
         try:
             digest = content_of(path).digest
         except FileNotFoundError:
             return "it is not there", None
         except OSError:
             return "it cannot be read", None
-        broken, effect = self._kept(["file", digest, *self._on[:2]], check)
+        key = ["file", digest, *self._on[:2]]
+        try:
+            broken, effect = self._kept(key, lambda: checked(self._bare, self._clip, loras.read_lora(path)))
+        except ValueError:  # not kept, since it may be for want of memory
+            return "it cannot be read", None
         return broken, effect
 
     def _asked(self, lora: _Lora | None, pictures: tuple[Example, ...]) -> _Asked:
@@ -321,7 +319,7 @@ class _Asked:
             return {}
         clip = self._applied[1]
         said = loras.text_with(self._tensors, self._lora.name, self._captions)
-        if said is None and not changes_text(self._clip, clip):
+        if said is None and loras.patched_layers(None, clip) == loras.patched_layers(None, self._clip):
             return {}
         encoder = GraphEncoder(self._model, clip, self._vae)
         told = zip(self._captions, said or self._captions, strict=True)

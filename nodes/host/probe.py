@@ -60,14 +60,5 @@ def checked(probe: Probe, clip, lora: Mapping[str, Tensor]) -> tuple[str, float 
     return ("" if effect > 0 else "it has learned nothing: it changes no weight", effect)
 
 
-def changes_text(clip, adapted_clip) -> bool:
-    """Whether a LoRA patched anything onto the CLIP."""
-
-    def count(some) -> int:
-        return sum(map(len, some.patcher.patches.values()))
-
-    return count(adapted_clip) > count(clip)
-
-
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())

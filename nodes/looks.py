@@ -27,6 +27,12 @@ MORE_SEEDS = 3
 """Further pictures of one prompt, to see how much they differ."""
 
 
+UNUSED = (
+    "The CLIP_VISION was not used, as it compares pictures drawn at strength 1 with those of a dataset: give prompts, "
+    "that strength and a dataset."
+)
+
+
 class Looks:
     """The grid's pictures as an image encoder sees them. Without one, without pictures or prompts it says nothing."""
 
@@ -61,8 +67,10 @@ class Looks:
     def notes(self, checkpoint: Checkpoint) -> list[str]:
         """What the pictures of one file show: likeness, copies, variety, bleed and how well prompts are followed."""
         column = Column(checkpoint)
-        if not self._on or column not in self._grid.columns:
+        if self._request.clip_vision is None:
             return []
+        if not self._on or column not in self._grid.columns:
+            return [UNUSED]
         value = self.likeness().get(checkpoint.lora_name)
         told = [
             "" if value is None else f"Likeness {100 * value:.0f} % of what the training pictures have to one another.",
@@ -84,7 +92,7 @@ class Looks:
 
     def _training_pictures(self) -> Iterator[Image.Image]:
         # One at a time: a dataset of photographs does not fit into memory.
-        return (open_image(example.path).convert("RGB") for example in self._training)
+        return (open_image(example.path) for example in self._training)
 
     def _seen(self, pictures: Iterable[Image.Image]) -> Tensor:
         self._progress.phase("Comparing pictures")

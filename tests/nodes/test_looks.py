@@ -53,6 +53,8 @@ def test_the_file_that_draws_most_like_the_training_pictures_is_the_likest(looks
 def test_without_encoder_or_a_prompt_that_calls_it_nothing_is_said(looks):
     assert looks(prompts=("a star",)).likeness() == {} and looks(clip_vision=None).likeness() == {}
     assert looks(clip_vision=None).notes(EARLY) == []
+    (said,) = looks().notes(Checkpoint(300, "300.safetensors", "300.safetensors"))
+    assert said.startswith("The CLIP_VISION was not used")
 
 
 def test_training_pictures_are_in_memory_one_at_a_time(looks, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 from ..training import description, picking, score_chart, signals
 from ..training.dataset import Dataset, Example
 from ..training.run import Checkpoint, Checkpoints
-from ..training.scores import Score, Scored, agree, comparable, percent_better
+from ..training.scores import Score, Scored, agree, comparable, mean_difference, percent_better
 from . import grid
 from .host.architecture import family_of
 from .host.choice import Choice
@@ -185,7 +185,7 @@ def _answered(request: Request, decision: picking.Decision, shown: Choice) -> tu
 def _signs(request: Request, measure: Measure, scored: Sequence[Scored], chosen: Checkpoint) -> list[str]:
     """What else the probe says of the chosen file: its best strength, its trigger word, and how its class drifted."""
     if not (measure.held_out or measure.training):
-        return []
+        return ["Nothing was measured, as there are no pictures: connect a dataset like the one they were trained on."]
     path, name, notes = Path(chosen.path), chosen.lora_name, []
     if request.finds_strength:
         notes += _strength(measure, path, name)
@@ -217,9 +217,12 @@ def _pictures_say(measure: Measure, base: Score, scored: Sequence[Scored]) -> li
 def _strength(measure: Measure, path: Path, name: str) -> list[str]:
     """The strength that does best, written into a file of our own for those who load it."""
     found, base = measure.by_strength(path, name)
-    if not comparable(found[1.0], base):
+    found = {strength: values for strength, values in found.items() if comparable(values, base)}
+    if not found:
         return []
     best, hint = picking.recommended_strength(found, base)
+    if best not in found or mean_difference(found[best], base) >= 0:  # better than the base at none
+        return []
     notes = [hint or f"It does best at strength {best:g} on these pictures; eyes often like it a little higher."]
     if description.is_ours(path) and description.read(path).get(description.STRENGTH) != f"{best:g}":
         try:
@@ -266,15 +269,17 @@ def report(selection: Selection) -> str:
 
 
 def _line(row: dict) -> str:
+    # Of a folder of files the label may be all that their order tells.
+    name = f"{row['label']} ({row['lora']})"
     if row["broken"]:
-        return f"{row['label']}: left out, {row['broken']}"
+        return f"{name}: left out, {row['broken']}"
     told = [("held-out", row["percent"]), ("training", row["training_percent"])]
     figures = [
         f"{name} pictures {abs(value):.1f} % {'better' if value >= 0 else 'worse'} than the base"
         for name, value in told
         if value is not None
     ]
-    return f"{row['label']}: {', '.join(figures) or 'not measured'}"
+    return f"{name}: {', '.join(figures) or 'not measured'}"
 
 
 def _percent(values: list, base: list) -> float | None:

@@ -116,5 +116,5 @@ def test_a_worse_loss_is_called_worse(trainer, trained):
     for entry in checkpoints.entries:
         entry.validation[:] = [[2 * level for level in levels] for levels in checkpoints.base_validation]
     report = trainer.pick(trained)["report"]
-    assert report.startswith("Every file makes the pictures much worse than the base model does")
-    assert "step 2: left out, it makes the loss 100 % higher" in report and " -" not in report
+    assert report.startswith("Every file makes the pictures much worse than the base model does") and " -" not in report
+    assert "step 2 (star/star_000002.safetensors): left out, it makes the loss 100 % higher" in report

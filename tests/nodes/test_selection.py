@@ -1,10 +1,12 @@
 """What the Picker makes of a run, of a folder and of the user's answer; on the checkpoints of a real training."""
 
+import math
 import shutil
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import queueing
@@ -150,7 +152,20 @@ def test_a_folder_of_files_is_scored_and_a_broken_one_named_and_left_out(request
         torch.testing.assert_close(
             torch.tensor(entry.score.held_out), torch.tensor(same.score.held_out), rtol=1e-3, atol=0
         )
-    assert "mine" not in made.reason and "left out, it cannot be read" in selection.report(made)
+    named = str(Path("others") / "mine-000009.safetensors")
+    assert "mine" not in made.reason and f"step 9 ({named}): left out, it cannot be read" in selection.report(made)
+
+
+def test_of_files_without_pictures_it_is_said_that_nothing_was_measured(request_for, checkpoints):
+    made = chosen(request_for(replace(checkpoints, dataset=None, base_validation=None)))
+    assert made.checkpoint.step == 4 and made.notes[-1].startswith("Nothing was measured, as there are no pictures")
+
+
+def test_no_strength_is_recommended_of_a_file_that_is_better_at_none(checkpoints):
+    path = Path(checkpoints.entries[0].path)
+    for values in ([[1.1], [1.1]], [[math.nan], [1.0]]):
+        found = dict.fromkeys(picking.STRENGTHS, values), [[1.0], [1.0]]
+        assert selection._strength(SimpleNamespace(by_strength=lambda *_, found=found: found), path, "star") == []
 
 
 def test_last_and_at_step_measure_nothing(request_for, checkpoints, trainer):

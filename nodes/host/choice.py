@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -147,7 +147,10 @@ class Choice:
             return Checkpoint(int(entry.get("step") or 0), str(path), lora), self._pictures.get(lora)
 
     def check_deletable(self, names: Sequence[str]) -> None:
-        """NotPossible unless all of these are files of this node that nobody picked or kept, after the pick."""
+        """NotPossible unless all of these are files of this node that nobody picked or kept, after the pick.
+
+        What lies in the loras folder itself may be anything the user has, and not files of one training.
+        """
         with self._news:
             self._look()
             if self._facts["status"] != "picked":
@@ -157,6 +160,11 @@ class Choice:
                 entry = self._entry(name)
                 if name in picked:
                     raise NotPossible(f"'{name}' is picked, so it is not deleted: take it off the list.")
+                if len(PureWindowsPath(name).parts) == 1:
+                    raise NotPossible(
+                        f"'{name}' lies in the loras folder itself and not in a training's folder, so it is not "
+                        "deleted here: delete it by hand."
+                    )
                 if entry["kept"]:
                     raise NotPossible(f"'{name}' is kept, so it is not deleted: take it off the list.")
 

@@ -238,6 +238,18 @@ def test_a_file_that_is_gone_is_off_the_list_and_one_that_is_kept_says_so(folder
     assert [cell["lora"] for cell in state["cells"]] == ["star/star_4.safetensors"]
 
 
+def test_what_lies_among_all_loras_cannot_be_deleted(folder):
+    with Choice("7", "loras") as shown:
+        for name in ("mine.safetensors", "yours.safetensors"):
+            save_file({"a": torch.ones(1)}, folder / name)
+        shown.files([{"lora": "mine.safetensors", "step": 1}, {"lora": "yours.safetensors", "step": 2}])
+        shown.picked("mine.safetensors")
+        with pytest.raises(NotPossible, match=r"'yours\.safetensors' lies in the loras folder itself"):
+            shown.check_deletable(["yours.safetensors"])
+        shown.files(entries(folder, 2))
+        shown.check_deletable(["star/star_2.safetensors"])
+
+
 def test_pages_hear_of_everything_but_at_most_four_times_a_second(folder, events):
     with Choice("7", "star") as shown:
         shown.files(entries(folder, 2, 4))

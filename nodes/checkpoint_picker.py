@@ -48,7 +48,7 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                     options=list(picking.PICKS),
                     tooltip=(
                         "suggested: lowest loss on the pictures kept out of training. last: the end of the training. "
-                        "at step: the one you name in at_step. ask me: the queue waits until you click a picture."
+                        "at step: the one you name in at_step. ask me: the queue waits until you choose a picture."
                     ),
                 ),
                 io.Int.Input(

@@ -209,7 +209,7 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
             finds_strength=find_strength,
             ask_minutes=ask_minutes,
         )
-        with Choice(cls.hidden.unique_id, found.name) as shown:
+        with Choice(cls.hidden.unique_id, found.name, of_one_training=checkpoints is not None) as shown:
             picked = selection.execute(request, Progress(cls.hidden.unique_id, shown), shown)
         chosen = picked.checkpoint
         picked_model, picked_clip = loras.apply(model, clip, loras.read_lora(Path(chosen.path)), 1.0, 1.0)

@@ -81,12 +81,12 @@ def execute(request: Request, progress: Progress, shown: Choice) -> Selection:
     with _measure(request, held_out, training, progress) if wanted is None else nullcontext() as measure:
         base, scored = _told(request.checkpoints) if measure is None else _measured(request, measure, progress)
         decision = picking.decide(scored, base, request.preference)
+        _tell(shown, scored, base, decision)
         drawn = _drawn(request, decision, wanted, progress, shown)
         looks = Looks(request, drawn, training, triggers_of(request), progress)
         if request.preference == picking.LIKENESS:
             decision = picking.decide(scored, base, request.preference, looks.likeness())
-        shown.files(table(scored, base, decision))
-        shown.say(decision)
+            _tell(shown, scored, base, decision)
         chosen, reason = (wanted.checkpoint, wanted.reason) if wanted else _answered(request, decision, shown)
         signs = [] if measure is None else _signs(request, measure, scored, chosen)
         told = [] if measure is None else _pictures_say(measure, base, scored)
@@ -98,17 +98,26 @@ def execute(request: Request, progress: Progress, shown: Choice) -> Selection:
     )
 
 
+def _tell(shown: Choice, scored: Sequence[Scored], base: Score, decision: picking.Decision) -> None:
+    shown.files(table(scored, base, decision))
+    shown.say(decision)
+
+
 def pictures_of(request: Request) -> tuple[list[Example], list[Example]]:
     """(kept out of training, trained on), those of the training and those of the connected dataset.
 
-    Of a folder of files nobody knows what they were trained on, so the dataset's own division counts.
+    Of a folder of files nobody knows what they were trained on, so the dataset's own division counts. Pictures that
+    were moved since are passed over.
     """
     trained, more = request.checkpoints.dataset, request.dataset
     if trained is None:
-        return ([], []) if more is None else (list(more.held_out), list(more.concepts))
-    known = {example.path for example in (*trained.examples, *trained.held_out)}
-    others = [] if more is None else [e for e in (*more.held_out, *more.concepts) if e.path not in known]
-    return [*trained.held_out, *others], list(trained.concepts)
+        held_out, training = ([], []) if more is None else (more.held_out, more.concepts)
+    else:
+        known = {example.path for example in (*trained.examples, *trained.held_out)}
+        others = [] if more is None else [e for e in (*more.held_out, *more.concepts) if e.path not in known]
+        held_out, training = [*trained.held_out, *others], trained.concepts
+    there, learned = ([e for e in some if e.path.is_file()] for some in (held_out, training))
+    return there, learned
 
 
 def triggers_of(request: Request) -> list[str]:
@@ -162,8 +171,9 @@ def _drawn(
 ) -> grid.Grid:
     around = decision if wanted is None else replace(decision, checkpoint=wanted.checkpoint)
     columns = grid.columns(request.checkpoints, around, request.scope, request.strengths)
-    if columns and request.prompts:
-        shown.drawing(request.prompts)
+    if not columns or not request.prompts:
+        return grid.Grid()
+    shown.drawing(request.prompts)
 
     def told(cell: grid.Cell) -> None:
         shown.cell(cell.lora, cell.strength, cell.prompt, cell.path)

@@ -40,10 +40,12 @@ class Choice:
     Inside ``with`` it becomes that node's newest; leaving says how it ended: picked, cancelled or failed.
     """
 
-    def __init__(self, node_id: str | None, name: str = "") -> None:
+    def __init__(self, node_id: str | None, name: str = "", *, of_one_training: bool = True) -> None:
+        """Files that are not `of_one_training` may be anybody's, so none of them can be deleted here."""
         self.node_id, self.name = node_id, name
         self._news = threading.Condition(threading.RLock())
         self._facts: dict = {"node_id": node_id, "name": name, "id": f"{time.time_ns():x}", "status": "measuring"}
+        self._facts["deletable"] = of_one_training
         self._facts |= {"phase": "", "done": None, "of": None, "message": "", "verdict": None, "picked": None}
         self._files: list[dict] = []
         self._prompts: list[str] = []
@@ -155,6 +157,8 @@ class Choice:
             self._look()
             if self._facts["status"] != "picked":
                 raise NotPossible(f"Node {self.node_id} has picked nothing yet, so nothing is deleted: queue it first.")
+            if not self._facts["deletable"]:
+                raise NotPossible("Files of a chosen folder may be anybody's, so none is deleted here: do it by hand.")
             picked = _picked_anywhere()
             for name in names:
                 entry = self._entry(name)

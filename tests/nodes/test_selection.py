@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_written_is_picked_all_the_same(request_for, check
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(description, "amend", refused)
-    monkeypatch.setattr(picking, "recommended_strength", lambda *_: (0.9, ""))
+    monkeypatch.setattr(picking, "recommended_strength", lambda *_: (0.25, ""))
     made = chosen(request_for(checkpoints, finds_strength=True))
     assert made.checkpoint == made.decision.checkpoint
     assert any(note.startswith("That strength could not be written into the file") for note in made.notes)
@@ -166,6 +166,39 @@ def test_no_strength_is_recommended_of_a_file_that_is_better_at_none(checkpoints
     for values in ([[1.1], [1.1]], [[math.nan], [1.0]]):
         found = dict.fromkeys(picking.STRENGTHS, values), [[1.0], [1.0]]
         assert selection._strength(SimpleNamespace(by_strength=lambda *_, found=found: found), path, "star") == []
+
+
+def test_pictures_that_were_moved_since_are_passed_over(request_for, checkpoints):
+    dataset = checkpoints.dataset
+    gone = replace(dataset.concepts[0], path=dataset.concepts[0].path.with_name("gone.png"))
+    moved = replace(checkpoints, dataset=replace(dataset, examples=(gone, *dataset.concepts[1:])))
+    held_out, training = selection.pictures_of(request_for(moved))
+    assert (held_out, training) == (list(dataset.held_out), list(dataset.concepts[1:]))
+
+
+def test_the_verdict_is_told_before_the_first_picture_is_drawn(request_for, checkpoints):
+    told = []
+
+    class Listening(choice.Choice):
+        def drawing(self, prompts):
+            told.append(self.state())
+            super().drawing(prompts)
+
+    with Listening(None, checkpoints.name) as shown:
+        selection.execute(request_for(checkpoints, prompts=("zork",)), Progress(None, shown), shown)
+    assert told[0]["verdict"]["kind"] and len(told[0]["files"]) == 4
+
+
+def test_files_of_a_chosen_folder_cannot_be_deleted(request_for, checkpoints):
+    names = [entry.lora_name for entry in checkpoints.entries]
+    with choice.Choice(NODE, checkpoints.name, of_one_training=False) as shown:
+        made = selection.execute(request_for(checkpoints), Progress(NODE, shown), shown)
+    others = [name for name in names if name != made.checkpoint.lora_name]
+    with pytest.raises(choice.NotPossible, match="may be anybody's, so none is deleted here"):
+        choice.of(NODE).check_deletable(others)
+    assert choice.state_of(NODE)["deletable"] is False
+    assert chosen(request_for(checkpoints), NODE)
+    choice.of(NODE).check_deletable(others)
 
 
 def test_last_and_at_step_measure_nothing(request_for, checkpoints, trainer):

@@ -172,8 +172,9 @@ export class PickerPanel extends Panel {
     return this.state.files.find(({ lora }) => lora === this.state.picked);
   }
 
-  /** The files that the user can delete: neither picked nor kept. */
+  /** The files that the user can delete: of one training, neither picked nor kept. */
   get others() {
+    if (this.state.deletable === false) return [];
     return this.state.files.filter(({ lora, kept }) => lora !== this.state.picked && !kept);
   }
 

@@ -191,8 +191,13 @@ def one_queue(world: World, kill_after: float | None) -> str | None:
         if name == "progress_text":
             texts.append(data["text"])
 
-    server = world.server()
-    timer = threading.Timer(kill_after, server.process.kill) if kill_after is not None else None
+    server, killed = world.server(), threading.Event()
+
+    def kill() -> None:
+        killed.set()
+        server.process.kill()
+
+    timer = threading.Timer(kill_after, kill) if kill_after is not None else None
     if timer:
         timer.start()
     try:
@@ -209,7 +214,8 @@ def one_queue(world: World, kill_after: float | None) -> str | None:
             timer.join()
     if run.status != "success":
         raise Broken(f"A resumed training ended with {run.status}: {run.error}")
-    if server.process.poll() is not None:  # killed between its last word and now
+    if killed.is_set():  # between its last word and now
+        server.process.wait()
         world.stop()
     return None
 

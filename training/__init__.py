@@ -30,7 +30,10 @@
     description a run                        -> what a file says about itself
     curve       losses                       -> the trend, without noise levels, and in words
     run_report  a run                        -> one page about it
-    picking     the record                   -> which checkpoint, and why
+    lora_series a folder of LoRA files       -> checkpoints, whoever trained them (lora_content)
+    scores      losses of files and base     -> how much better each file is
+    picking     scores                       -> which checkpoint, and why (score_chart draws both)
+    signals     embeddings, weights          -> likeness, copies, variety, bleed, captions that mislead
 
 Nothing here knows ComfyUI: it hands in a `Denoiser` (loop.py) and an `Encoder` (cache.py).
 """

@@ -10,12 +10,12 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
-from server import PromptServer
 
 from ...training.run import Checkpoint
 from ..keeping import kept_as
 from . import folders
-from .live import INTERVAL, significant, view_address
+from .live import significant, view_address
+from .news import News
 
 if TYPE_CHECKING:
     from ...training.picking import Decision
@@ -43,7 +43,8 @@ class Choice:
     def __init__(self, node_id: str | None, name: str = "", *, of_one_training: bool = True) -> None:
         """Files that are not `of_one_training` may be anybody's, so none of them can be deleted here."""
         self.node_id, self.name = node_id, name
-        self._news = threading.Condition(threading.RLock())
+        lock = threading.RLock()
+        self._changed, self._news = threading.Condition(lock), News(EVENT, self._event, lock)
         self._facts: dict = {"node_id": node_id, "name": name, "id": f"{time.time_ns():x}", "status": "measuring"}
         self._facts["deletable"] = of_one_training
         self._facts |= {"phase": "", "done": None, "of": None, "message": "", "verdict": None, "picked": None}
@@ -54,8 +55,6 @@ class Choice:
         self._answer: str | None = None
         self._deadline: float | None = None
         self._number = 0
-        self._sent_at = 0.0
-        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Choice:
         if self.node_id is not None:
@@ -84,7 +83,7 @@ class Choice:
 
     def files(self, entries: Sequence[Mapping]) -> None:
         """The LoRA files and what is known of each: its name under `lora`, and all else that the page is to show."""
-        with self._news:
+        with self._changed:
             self._files = [dict(entry) for entry in entries]
             self._look()
             self._tell()
@@ -95,13 +94,13 @@ class Choice:
 
     def drawing(self, prompts: Sequence[str]) -> None:
         """Pictures of these prompts are being made from now on."""
-        with self._news:
+        with self._changed:
             self._prompts, self._cells, self._pictures = list(prompts), [], {}
             self._tell(status="drawing")
 
     def cell(self, lora: str | None, strength: float, prompt: int, path: Path) -> None:
         """A picture is in a file below ComfyUI's output folder; without a LoRA it is the untrained model's."""
-        with self._news:
+        with self._changed:
             told = {"lora": lora, "strength": strength, "prompt": prompt, "url": view_address(path)}
             self._cells.append(told)
             if lora is not None and strength == 1:
@@ -113,12 +112,12 @@ class Choice:
 
         ComfyUI's interrupt on cancel.
         """
-        with self._news:
+        with self._changed:
             self._answer = None
             self._deadline = time.monotonic() + 60 * timeout_minutes if timeout_minutes > 0 else None
             self._tell(status="asking", phase="Waiting for your choice", done=None, of=None)
             while self._answer is None and not self._is_over():
-                self._news.wait(POLL)
+                self._changed.wait(POLL)
                 mm.throw_exception_if_processing_interrupted()
             message = "" if self._answer is not None else _nobody_chose(timeout_minutes)
             chosen = self._answer or default
@@ -134,16 +133,16 @@ class Choice:
 
     def choose(self, lora: str) -> None:
         """Answer with a LoRA; NotPossible when nothing is asked, or for a file that is not there to be chosen."""
-        with self._news:
+        with self._changed:
             if self._facts["status"] != "asking" or self._answer is not None:
                 raise NotPossible(f"Node {self.node_id} is not asking now, so nothing can be chosen: queue it first.")
             self._usable(lora)
             self._answer = lora
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def to_keep(self, lora: str) -> tuple[Checkpoint, Path | None]:
         """The file of that name as a checkpoint, and a picture of it; NotPossible for one that cannot be kept."""
-        with self._news:
+        with self._changed:
             entry = self._usable(lora)
             path = folders.lora_path(lora)
             return Checkpoint(int(entry.get("step") or 0), str(path), lora), self._pictures.get(lora)
@@ -153,7 +152,7 @@ class Choice:
 
         What lies in the loras folder itself may be anything the user has, and not files of one training.
         """
-        with self._news:
+        with self._changed:
             self._look()
             if self._facts["status"] != "picked":
                 raise NotPossible(f"Node {self.node_id} has picked nothing yet, so nothing is deleted: queue it first.")
@@ -174,7 +173,7 @@ class Choice:
 
     def changed(self) -> None:
         """Files were copied or deleted: look again."""
-        with self._news:
+        with self._changed:
             self._look()
             self._tell()
 
@@ -186,7 +185,7 @@ class Choice:
 
     def state(self) -> dict:
         """Everything there is to show, ready for JSON, the files as they are now."""
-        with self._news:
+        with self._changed:
             self._look()
             return self._now()
 
@@ -231,26 +230,14 @@ class Choice:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _tell(self, **facts: object) -> None:
-        with self._news:
+        with self._changed:
             self._facts |= facts
-            if self.node_id is None or self._timer is not None:
-                return
-            wait = self._sent_at + INTERVAL - time.monotonic()
-            if wait <= 0:
-                self._send()
-            else:
-                self._timer = threading.Timer(wait, self._send)
-                self._timer.daemon = True
-                self._timer.start()
+            if self.node_id is not None:
+                self._news.tell()
 
-    def _send(self) -> None:
-        server = getattr(PromptServer, "instance", None)
-        with self._news:
-            self._timer = None
-            self._number += 1
-            self._sent_at = time.monotonic()
-            if server is not None:
-                server.send_sync(EVENT, self._now())
+    def _event(self) -> dict:
+        self._number += 1
+        return self._now()
 
 
 def of(node_id: str) -> Choice | None:

@@ -14,17 +14,15 @@ from urllib.parse import urlencode
 import comfy.model_management as mm
 import psutil
 import torch
-from server import PromptServer
 
 from ...training.curve import Smoother
 from ...training.loop import Step
 from ...training.run import TrainingRun, mean_of, safe_name
 from . import controls, folders
+from .news import News
 from .series import Series
 
 EVENT = "lora_workbench.training"
-INTERVAL = 0.25
-"""Seconds between two events at least."""
 MOST_POINTS = {"loss": 400, "validation": 200, "rate": 100}
 MOST_PREVIEWS = 400
 MOST_NOTES = 50
@@ -50,8 +48,7 @@ class LiveRun:
         self._lists: dict[str, list] = {"smoothed": [], "previews": [], "notes": []}
         self._sent = dict.fromkeys((*self._series, *self._lists), 0)
         self._number = 0
-        self._sent_at = 0.0
-        self._timer: threading.Timer | None = None
+        self._news = News(EVENT, self._event, self._lock)
         self._smoother = Smoother()
         self._peak = 0
         self._id = f"{time.time_ns():x}"
@@ -212,31 +209,19 @@ class LiveRun:
     def _tell(self, **facts: object) -> None:
         with self._lock:
             self._facts |= facts
-            if self.node_id is None or self._timer is not None:
-                return
-            wait = self._sent_at + INTERVAL - time.monotonic()
-            if wait <= 0:
-                self._send()
-            else:
-                self._timer = threading.Timer(wait, self._send)
-                self._timer.daemon = True
-                self._timer.start()
+            if self.node_id is not None:
+                self._news.tell()
 
-    def _send(self) -> None:
-        """One event with what is new: a list in it takes the place of all from its `from` on."""
-        server = getattr(PromptServer, "instance", None)
-        with self._lock:
-            self._timer = None
-            self._number += 1
-            self._sent_at = time.monotonic()
-            event = self._now()
-            for key, start in self._sent.items():
-                values = self._values(key)
-                if start < len(values) or start == 0:
-                    event[key] = {"from": start, "values": values[start:]}
-                self._sent[key] = len(values)
-            if server is not None:
-                server.send_sync(EVENT, event)
+    def _event(self) -> dict:
+        """What is new: a list in it takes the place of all from its `from` on."""
+        self._number += 1
+        event = self._now()
+        for key, start in self._sent.items():
+            values = self._values(key)
+            if start < len(values) or start == 0:
+                event[key] = {"from": start, "values": values[start:]}
+            self._sent[key] = len(values)
+        return event
 
 
 def _remember(run: LiveRun) -> None:

@@ -15,7 +15,8 @@ from server import PromptServer
 from ...training.loop import Step
 from . import controls
 from .controls import Controls
-from .live import INTERVAL, LiveRun
+from .live import LiveRun
+from .news import INTERVAL
 
 
 def throw_if_cancelled() -> None:

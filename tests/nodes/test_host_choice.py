@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lora_workbench.nodes.host import choice
+from lora_workbench.nodes.host import choice, news
 from lora_workbench.nodes.host.choice import Choice, NotPossible, state_of
 from lora_workbench.nodes.host.progress import Progress
 from lora_workbench.nodes.keeping import keep
@@ -47,7 +47,7 @@ def events(monkeypatch):
         assert name == "lora_workbench.picking" and sid is None
         sent.append((time.monotonic(), json.loads(json.dumps(data, allow_nan=False))))
 
-    monkeypatch.setattr(choice, "PromptServer", SimpleNamespace(instance=SimpleNamespace(send_sync=send_sync)))
+    monkeypatch.setattr(news, "PromptServer", SimpleNamespace(instance=SimpleNamespace(send_sync=send_sync)))
     return sent
 
 

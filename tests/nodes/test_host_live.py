@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 from PIL import Image
 
-from lora_workbench.nodes.host import controls, live
+from lora_workbench.nodes.host import controls, live, news
 from lora_workbench.nodes.host.controls import Controls
 from lora_workbench.nodes.host.live import LiveRun, state_of
 from lora_workbench.training.loop import Step
@@ -32,13 +32,13 @@ def forgotten():
 def events(monkeypatch):
     """What is sent to the pages, with the time of each."""
     sent = []
-    time.sleep(1.2 * live.INTERVAL)  # what earlier tests had still to say is out
+    time.sleep(1.2 * news.INTERVAL)  # what earlier tests had still to say is out
 
     def send_sync(name, data, sid=None):
         assert name == "lora_workbench.training" and sid is None
         sent.append((time.monotonic(), json.loads(json.dumps(data, allow_nan=False))))
 
-    monkeypatch.setattr(live, "PromptServer", SimpleNamespace(instance=SimpleNamespace(send_sync=send_sync)))
+    monkeypatch.setattr(news, "PromptServer", SimpleNamespace(instance=SimpleNamespace(send_sync=send_sync)))
     return sent
 
 
@@ -70,7 +70,7 @@ def run_of(output, losses):
 
 def settled(events):
     """All events, once the last is out."""
-    time.sleep(1.5 * live.INTERVAL)
+    time.sleep(1.5 * news.INTERVAL)
     return [data for _, data in events]
 
 
@@ -212,7 +212,7 @@ def test_a_training_that_goes_back_takes_back_what_came_after(events, output):
         for number in (0, 40, 80):
             run.validation(number, 0.5)
             run.preview(number, "a zork", draw(output, number))
-        time.sleep(1.2 * live.INTERVAL)
+        time.sleep(1.2 * news.INTERVAL)
         run.back_to(40)
         run.note("It goes on from step 40.")
         state = run.state()
@@ -232,7 +232,7 @@ def test_a_page_that_follows_the_events_sees_the_whole_state(events, output):
         for number in range(1, 900):
             run.step(step(number, 1 / number), 0.01)
             if number == 500:
-                time.sleep(1.2 * live.INTERVAL)
+                time.sleep(1.2 * news.INTERVAL)
                 run.preview(500, "a zork", draw(output, 500))
                 run.note("The rate was halved.")
                 run.validation(500, 0.25)
@@ -253,7 +253,7 @@ def test_events_come_at_most_four_times_a_second_and_carry_what_is_new(events):
     sent = settled(events)
     assert 3 <= len(sent) <= 6
     gaps = [later - earlier for (earlier, _), (later, _) in zip(events, events[1:], strict=False)]
-    assert min(gaps) >= 0.95 * live.INTERVAL
+    assert min(gaps) >= 0.95 * news.INTERVAL
     assert [event["loss"]["from"] for event in sent[1:]] == [
         event["loss"]["from"] + len(event["loss"]["values"]) for event in sent[:-1]
     ]

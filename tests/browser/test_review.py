@@ -166,7 +166,7 @@ def test_what_is_typed_is_saved_when_another_picture_is_chosen_and_when_the_dial
     dialog.get_by_text("After").wait_for()
     assert dialog.locator("ins").first.inner_text() and dialog.locator("del").first.inner_text()
     page.keyboard.press("Alt+ArrowDown")
-    dialog.get_by_text("Saved").wait_for()
+    dialog.get_by_role("status").filter(has_text=re.compile("^Saved ")).wait_for()
     page.keyboard.press("Control+a")
     page.keyboard.type("typed and closed")
     page.keyboard.press("Escape")
@@ -246,7 +246,7 @@ def test_a_caption_that_changes_on_the_disk_is_shown_before_it_is_overwritten(pa
     assert first.read_text() == "written by another program"
     assert "another" in dialog.locator("del").first.inner_text()
     page.keyboard.press("Control+s")
-    dialog.get_by_text("Saved").wait_for()
+    dialog.get_by_role("status").filter(has_text=re.compile("^Saved ")).wait_for()
     assert first.read_text() == "typed here\n"
 
 

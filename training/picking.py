@@ -29,6 +29,8 @@ SMALLEST_DIFFERENCE = 0.003
 ERROR_OF_ONE_PICTURE = 0.02
 SMALLEST_IMPROVEMENT, SMALLEST_IMPROVEMENT_OF_FEW, FEW = 0.012, 0.02, 4
 STANDARD_ERRORS = 2.5
+LARGE_IMPROVEMENT = 0.1
+"""So much is not called nothing, though pictures that disagree leave it unsure."""
 LAST_STEPS, SMALLEST_STEP = 3, 0.005
 SMALLEST_RISE = 0.01
 RUIN, RUIN_ERRORS = 0.05, 4
@@ -235,7 +237,7 @@ class _Curve:
         if self.ends_in_ruin:
             return OVER_TRAINED
         if not self.is_measurable:
-            return NOTHING_LEARNED
+            return GUESS if -self.means[self.best] >= LARGE_IMPROVEMENT else NOTHING_LEARNED
         means = [self.means[place] for place in self.trained]
         learned, count = -self.means[self.best_trained], len(means)
         rise, error = means[-1] + learned, self.error(self.trained[-1], self.best_trained)
@@ -276,7 +278,8 @@ def _from_curve(
     if preference == LIKENESS and alike:
         chosen = max(alike, key=lambda place: likeness[curve.checkpoint(place).lora_name])
     kind, safe = curve.kind, tuple(map(curve.checkpoint, curve.safe))
-    return Decision(curve.checkpoint(chosen), safe, kind, curve.confidence, _reason(curve, chosen, kind), broken)
+    confidence = LOW if kind == GUESS else curve.confidence
+    return Decision(curve.checkpoint(chosen), safe, kind, confidence, _reason(curve, chosen, kind), broken)
 
 
 def _harmful_steps(ordered: Sequence[Scored], base: Validation) -> list[int]:
@@ -294,6 +297,11 @@ def _reason(curve: _Curve, chosen: int, kind: str) -> str:
             "add pictures."
         )
     percent = scores.percent_of(curve.means[chosen])
+    if kind == GUESS:
+        return (
+            f"{name} is {percent:.0f} % better than the base model on {pictures} kept out of training, but they differ "
+            "so much among themselves that it may be chance: look at the grid, or keep out more pictures."
+        )
     sentences = [
         f"{name} is recommended. On {pictures} kept out of training it is {percent:.0f} % better than the base model."
         if curve.is_measurable

@@ -4,6 +4,7 @@ import math
 import shutil
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,7 +190,8 @@ def test_the_verdict_is_told_before_the_first_picture_is_drawn(request_for, chec
     assert told[0]["verdict"]["kind"] and len(told[0]["files"]) == 4
 
 
-def test_files_of_a_chosen_folder_cannot_be_deleted(request_for, checkpoints):
+def test_files_of_a_chosen_folder_cannot_be_deleted(request_for, checkpoints, monkeypatch):
+    monkeypatch.setattr(choice, "_choices", OrderedDict())  # what Pickers of earlier tests picked stays as well
     names = [entry.lora_name for entry in checkpoints.entries]
     with choice.Choice(NODE, checkpoints.name, of_one_training=False) as shown:
         made = selection.execute(request_for(checkpoints), Progress(NODE, shown), shown)

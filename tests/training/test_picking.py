@@ -420,3 +420,13 @@ def test_files_that_end_far_worse_than_the_base_are_over_trained_ones(means, pic
     decision = decide(measured, Score(checkpoints.base_validation), BALANCED)
     assert (decision.checkpoint.step, decision.kind) == (picked, "over-trained later")
     assert said in decision.reason
+
+
+def test_a_large_gain_on_pictures_that_disagree_is_a_guess_and_not_nothing():
+    checkpoints = run(-0.1, -0.3, pictures=2, bumps=(0.3, -0.3))
+    measured = [Scored(entry, Score(entry.validation)) for entry in checkpoints.entries]
+    decision = decide(measured, Score(checkpoints.base_validation), BALANCED)
+    assert (decision.checkpoint.step, decision.kind, decision.confidence) == (200, "guess", "low")
+    assert decision.reason.startswith(
+        "Step 200 is 26 % better than the base model on 2 pictures kept out of training, but"
+    )

@@ -24,13 +24,14 @@ from ..training.lora import Adapters, Part
 from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, RESIDENT
 from ..training.objective import Objective
 from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan, fitted
-from ..training.run import Checkpoint, TrainingRun, mean_of, recorded, validated
+from ..training.recording import recorded, validated
+from ..training.run import Checkpoint, TrainingRun, mean_of
 from ..training.targets import UNET
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
 from .host.memory import OUT_OF_MEMORY, Measured, choices_for, needs_of, preflight
-from .host.progress import Progress, watched
+from .host.progress import Cancelled, Progress, watched
 from .host.warm_start import warm_start
 from .lora_writer import proved, writer
 from .previews import Previews
@@ -179,6 +180,7 @@ class Training:
             self._validation,
             self._adapters,
             every=plan.validate_every,
+            interrupt=Cancelled,
             ready=lambda: self._ready,
             told=lambda step, values: live.validation(step, mean_of(values)),
         )

@@ -25,7 +25,8 @@
     loop        all of the above             -> Steps; `train()` is the function to read first
     endurance   Steps                        -> Steps, though training went wrong, memory ran out, or it was paused
     validation  held-out pictures            -> loss at fixed noise and fixed noise levels
-    run         Steps                        -> checkpoints, a record, a state to resume from (state, metrics)
+    recording   Steps                        -> Steps and checkpoints, each written and measured
+    run         checkpoints                  -> a record on disk, a state to resume from (state, metrics)
     lora_file   weights                      -> a .safetensors file every loader reads
     description a run                        -> what a file says about itself
     curve       losses                       -> the trend, without noise levels, and in words

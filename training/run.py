@@ -16,9 +16,6 @@ import json
 import math
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,16 +27,12 @@ from .dataset import Dataset
 from .description import OURS, read
 from .ema import averaged
 from .loop import Snapshot, Step
-from .lora import Adapters
 from .metrics import Metrics, Point
 from .whole_file import remove_leftovers, write_atomically
 
 EMA = "EMA"
 LONGEST_NAME = 100
 """Bytes."""
-
-MOMENT = 2.0
-"""Seconds a user who pressed cancel may be kept waiting."""
 
 Validation = list[list[float]]
 """Loss per held-out picture and noise level."""
@@ -354,121 +347,3 @@ def _read_record(folder: Path) -> dict | None:
         raise ValueError(
             f"The record '{path}' cannot be read ({error}): delete that file or choose another name."
         ) from error
-
-
-def recorded(
-    steps: Iterable[Step],
-    run: TrainingRun,
-    write_lora: WriteLora,
-    *,
-    save_every: int,
-    last_step: int,
-    asked: Callable[[], bool] = lambda: False,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Step | Checkpoint]:
-    """Pass steps on, and write a checkpoint every `save_every` steps, when `asked()`, and at the end, whatever it is.
-
-    When the steps stop early or an error or interrupt comes through, the last finished step is saved first.
-    """
-    last: Step | None = None
-    saved: Step | None = None
-    losses: list[float] = []
-    run.begin()
-    started = clock()
-
-    def save_last(snapshot: Snapshot) -> list[Checkpoint]:
-        nonlocal saved
-        saved = last
-        made = run.save(snapshot, write_lora, statistics.fmean(losses) if losses else None)
-        losses.clear()
-        return made
-
-    try:
-        for last in steps:
-            run.log(last, clock() - started)
-            if not last.skipped:
-                losses.append(last.loss)
-            yield last
-            if asked() or last.number % save_every == 0 or last.number == last_step:
-                yield from save_last(last.snapshot())
-            elif run.went_back:
-                run.keep(last.snapshot())
-            started = clock()
-        if last is not saved:
-            yield from save_last(last.snapshot())
-    except BaseException:
-        if last is not saved and (snapshot := _kept(last)) is not None:
-            save_last(snapshot)
-        raise
-    finally:
-        run.metrics.close()
-
-
-def _kept(step: Step) -> Snapshot | None:
-    """The newest state there is at or before a step; None when an error in the middle of the next one left none."""
-    try:
-        return step.snapshot()
-    except RuntimeError:
-        return None
-
-
-def validated(
-    events: Iterable[Step | Checkpoint],
-    run: TrainingRun,
-    measure: Callable[[], Validation],
-    adapters: Adapters,
-    *,
-    every: int = 0,
-    ready: Callable[[], bool] = lambda: True,
-    told: Callable[[int, Validation], None] = lambda step, values: None,
-) -> Iterator[Step | Checkpoint]:
-    """Pass events on, and ask the held-out pictures about every checkpoint, and every so many steps between them.
-
-    `ready()` says whether the network can be asked at all, and `told(step, values)` hears of what the weights as
-    trained gave.
-    An average is measured with its weights in the adapters, which hold those of the training again afterwards. After an
-    interrupt the checkpoint that it left is measured too, where that takes a moment only.
-    """
-    last: Step | None = None
-    measured = {step for step, _ in run.validations()}
-    seconds = math.inf
-
-    def ask(step: int) -> None:
-        nonlocal seconds
-        started = time.perf_counter()
-        values = measure()
-        run.note_validation(step, values)
-        told(step, values)
-        measured.add(step)
-        seconds = time.perf_counter() - started
-
-    try:
-        for event in events:
-            if isinstance(event, Step):
-                last = event
-                if every and event.number % every == 0:
-                    ask(event.number)
-            elif event.average == EMA:
-                with holding(adapters, last.snapshot().ema):
-                    run.note_validation(event.step, measure(), EMA)
-            elif not event.average and event.step not in measured:
-                ask(event.step)
-            yield event
-    except Exception:
-        raise
-    except BaseException:
-        kept = last is not None and run.step == last.number
-        if kept and last.number not in measured and seconds <= MOMENT and ready():
-            ask(last.number)
-        raise
-
-
-@contextmanager
-def holding(adapters: Adapters, weights: dict) -> Iterator[None]:
-    """Inside, the adapters hold other weights, for example their average; afterwards their own again."""
-    own = adapters.state()
-    adapters.load(weights)
-    try:
-        yield
-    finally:
-        adapters.load(own)

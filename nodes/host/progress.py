@@ -18,6 +18,9 @@ from .controls import Controls
 from .live import LiveRun
 from .news import INTERVAL
 
+Cancelled = mm.InterruptProcessingException
+"""What comes through when the user pressed cancel: in some versions of ComfyUI an Exception, in others not."""
+
 
 def throw_if_cancelled() -> None:
     """Raise ComfyUI's interrupt when the user pressed cancel."""

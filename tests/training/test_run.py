@@ -12,7 +12,8 @@ from toys import Batches, Denoiser, equal
 from lora_workbench.training import lora_file, whole_file
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.loop import Snapshot, Step, train
-from lora_workbench.training.run import Checkpoint, TrainingRun, recorded, safe_name, validated
+from lora_workbench.training.recording import recorded, validated
+from lora_workbench.training.run import Checkpoint, TrainingRun, safe_name
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 1e-4, "seed": 0}, "lora": {"rank": 4, "alpha": 0.0}}
 
@@ -658,7 +659,7 @@ def test_the_first_step_after_going_back_brings_the_state_on_disk_back_too(folde
 # Validation as a stage
 
 
-def asked_pictures(folders, every, stop=None, seconds=0.0):
+def asked_pictures(folders, every, stop=None, cancel=Cancelled):
     """The run after training, what was measured at each question, and at which step of the adapters."""
     run, denoiser = open_run(folders), Denoiser()
     told = []
@@ -671,13 +672,13 @@ def asked_pictures(folders, every, stop=None, seconds=0.0):
         for step in steps:
             yield step
             if step.number == stop:
-                raise Cancelled
+                raise cancel
 
     config = replace(CONFIG, ema=0.9)
     steps = stopping(train(denoiser, Batches(), denoiser.adapters, config, run.resume()))
     events = recorded(steps, run, write_lora, save_every=5, last_step=12)
-    with suppress(Cancelled):
-        list(validated(events, run, measure, denoiser.adapters, every=every))
+    with suppress(cancel):
+        list(validated(events, run, measure, denoiser.adapters, interrupt=cancel, every=every))
     return run, told
 
 
@@ -699,6 +700,11 @@ def test_an_average_is_measured_with_its_own_weights_and_training_goes_on_with_i
     assert equal(run.resume().weights, unbroken(12).weights)
 
 
-def test_after_a_cancel_the_checkpoint_it_left_is_measured_where_that_takes_a_moment(folders):
-    run, _ = asked_pictures(folders, every=0, stop=8)
+class CancelledOfOld(Exception):
+    """What it was in the oldest versions of ComfyUI that are supported."""
+
+
+@pytest.mark.parametrize("cancel", [Cancelled, CancelledOfOld])
+def test_after_a_cancel_the_checkpoint_it_left_is_measured_where_that_takes_a_moment(folders, cancel):
+    run, _ = asked_pictures(folders, every=0, stop=8, cancel=cancel)
     assert [step for step, _ in run.validations()] == [5, 8]

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..training import lora_series, picking
 from ..training.run import Checkpoints
-from ..training.scores import EFFORTS
+from ..training.scores import EFFORTS, STANDARD
 from . import grid as grids
 from . import selection
 from .host import folders, loras
@@ -90,7 +90,7 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
                 io.Combo.Input(
                     "effort",
                     options=list(EFFORTS),
-                    default=selection.STANDARD,
+                    default=STANDARD,
                     optional=True,
                     tooltip=(
                         "How many pictures each file is measured on: quick 2 held out and 2 trained, standard 4 and 4, "
@@ -181,7 +181,7 @@ class LoraWorkbenchCheckpointPicker(io.ComfyNode):
         size,
         checkpoints: Checkpoints | None = None,
         folder: str = NOTHING,
-        effort: str = selection.STANDARD,
+        effort: str = STANDARD,
         grid: str = grids.SHORTLIST,
         dataset=None,
         clip_vision=None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 MORE_SEEDS = 3
 """Further pictures of one prompt, to see how much they differ."""
-
-
 UNUSED = (
     "The CLIP_VISION was not used, as it compares pictures drawn at strength 1 with those of a dataset: give prompts, "
     "that strength and a dataset."
@@ -46,6 +46,7 @@ class Looks:
     ) -> None:
         self._request, self._grid, self._training, self._progress = request, drawn, tuple(training), progress
         self._on = bool(request.clip_vision is not None and drawn.cells and training)
+        self._drawn_rows: dict[Path, Tensor] = {}
         numbers = range(len(drawn.prompts))
         self._called = [n for n in numbers if any(says(drawn.prompts[n], word) for word in triggers)]
         self._uncalled = [n for n in numbers if n not in self._called]
@@ -54,15 +55,15 @@ class Looks:
         """How like the training pictures each file at strength 1 draws its prompts; without files that copy them."""
         if not self._on or not self._called:
             return {}
-        base = self._rows(Column(), self._called)
-        found = {}
-        for column in self._grid.columns:
-            if column.checkpoint is None or column.strength != 1 or self._copies(column):
-                continue
-            value = signals.scaled_likeness(self._rows(column, self._called), base, self._taught)
-            if value is not None:
-                found[column.checkpoint.lora_name] = value
-        return found
+        columns = [column for column in self._grid.columns if column.checkpoint is not None and column.strength == 1]
+        found = {column.checkpoint.lora_name: self._likeness(column) for column in columns}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _likeness(self, column: Column) -> float | None:
+        if not self._called or self._copies(column):
+            return None
+        own, base = (self._rows(each, self._called) for each in (column, Column()))
+        return signals.scaled_likeness(own, base, self._taught)
 
     def notes(self, checkpoint: Checkpoint) -> list[str]:
         """What the pictures of one file show: likeness, copies, variety, bleed and how well prompts are followed."""
@@ -71,7 +72,7 @@ class Looks:
             return []
         if not self._on or column not in self._grid.columns:
             return [UNUSED]
-        value = self.likeness().get(checkpoint.lora_name)
+        value = self._likeness(column)
         told = [
             "" if value is None else f"Likeness {100 * value:.0f} % of what the training pictures have to one another.",
             signals.copy_note(self._copies(column), [example.path.name for example in self._training]),
@@ -98,19 +99,23 @@ class Looks:
         self._progress.phase("Comparing pictures")
         return vision.embeddings(self._request.clip_vision, (to_image(picture)[0] for picture in pictures))
 
-    def _pictures(self, column: Column, prompts: Sequence[int], drawn: grid.Grid | None = None) -> list[Image.Image]:
-        cells = [cell for cell in (drawn or self._grid).cells if cell.column == column and cell.prompt in prompts]
-        return [Image.open(cell.path).convert("RGB") for cell in cells]
+    def _files(self, column: Column, prompts: Sequence[int], drawn: grid.Grid | None = None) -> list[Path]:
+        return [c.path for c in (drawn or self._grid).cells if c.column == column and c.prompt in prompts]
 
-    def _rows(self, column: Column, prompts: Sequence[int]) -> Tensor:
-        return self._seen(self._pictures(column, prompts))
+    def _rows(self, column: Column, prompts: Sequence[int], drawn: grid.Grid | None = None) -> Tensor:
+        """The drawn pictures, (N, D), each looked at once however often it is asked for."""
+        files = self._files(column, prompts, drawn)
+        for file in files:
+            if file not in self._drawn_rows:
+                self._drawn_rows[file] = self._seen([Image.open(file).convert("RGB")])[0]
+        return torch.stack([self._drawn_rows[file] for file in files])
 
     def _copies(self, column: Column) -> list[signals.Copy]:
-        pictures = self._pictures(column, self._called)
-        if not pictures:
+        files = self._files(column, self._called)
+        if not files:
             return []
-        prints = [signals.fingerprint(picture) for picture in pictures]
-        return signals.near_copies(self._seen(pictures), prints, self._taught, self._taught_prints)
+        prints = [signals.fingerprint(Image.open(file)) for file in files]
+        return signals.near_copies(self._rows(column, self._called), prints, self._taught, self._taught_prints)
 
     def _variety(self, checkpoint: Checkpoint) -> float | None:
         """How much pictures of the first prompt with the trigger differ from seed to seed, beside the base's."""
@@ -118,10 +123,7 @@ class Looks:
             return None
         prompt, columns = self._grid.prompts[self._called[0]], (Column(), Column(checkpoint))
         drawn = [self._drawn(columns, [prompt], seed) for seed in range(MORE_SEEDS + 1)]
-        base, own = (
-            self._seen([picture for each in drawn for picture in self._pictures(column, [0], each)])
-            for column in columns
-        )
+        base, own = (torch.cat([self._rows(column, [0], each) for each in drawn]) for column in columns)
         return signals.variety([own], [base])
 
     def _bleed(self, column: Column) -> float | None:
@@ -133,7 +135,7 @@ class Looks:
         return signals.bleed(
             self._rows(column, self._uncalled),
             self._rows(Column(), self._uncalled),
-            self._seen(self._pictures(Column(), range(len(prompts)), other)),
+            self._rows(Column(), range(len(prompts)), other),
         )
 
     def _adherence(self, column: Column) -> str:

@@ -60,9 +60,9 @@ class Previews:
         self._row(None, progress)
 
     def show(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Make the pictures of a checkpoint and show the first on the node; averages are left to the picker."""
+        """Make the pictures of a checkpoint, which the node's panel shows; averages are left to the picker."""
         if not checkpoint.average:
-            progress.show(self._row(checkpoint, progress)[0])
+            self._row(checkpoint, progress)
 
     def show_unsaved(self, snapshot: Snapshot, write_lora: WriteLora, progress: Progress) -> None:
         """Make the pictures of a step that has no checkpoint, from files that are gone afterwards."""

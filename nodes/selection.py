@@ -12,7 +12,7 @@ from PIL import Image
 from ..training import description, picking, score_chart, signals
 from ..training.dataset import Dataset, Example
 from ..training.run import Checkpoint, Checkpoints
-from ..training.scores import Score, Scored, agree, comparable, mean_difference, percent_better
+from ..training.scores import STANDARD, THOROUGH, Score, Scored, agree, comparable, mean_difference, percent_better
 from . import grid
 from .host.architecture import family_of
 from .host.choice import Choice
@@ -21,7 +21,6 @@ from .host.sampling import SamplerSettings
 from .looks import Looks
 from .measure import Measure
 
-STANDARD, THOROUGH = "standard", "thorough"
 LEAKS, DRIFTS = 0.05, 0.15
 """A LoRA leaks below this dependence on its trigger word, and drifts above this change of its class."""
 

@@ -188,8 +188,6 @@ class LoraWorkbenchTrainer(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id, live)
         with live:
             result = job.execute(request, progress)
-        # The frontend goes on showing the last live picture instead of the node's own, so that is the strip too.
-        progress.show(result.previews)
         checkpoints = replace(result.run.result(result.plan.train.steps, dataset.trigger_word), dataset=dataset)
         trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
         measured = [

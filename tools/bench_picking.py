@@ -129,7 +129,7 @@ def score_of(judge: Judge, model, clip, path: Path) -> float:
 
     backgrounds = [_background(number) for number in range(JUDGED)]
     adapted, _ = loras.apply(model, clip, loras.read_lora(path), 1.0, 1.0)
-    drawn = judge._draw(adapted, [f"{drawing.TRIGGER} on a {background} background" for background in backgrounds])
+    drawn = judge.drawn(adapted, [f"{drawing.TRIGGER} on a {background} background" for background in backgrounds])
     return statistics.fmean(
         0.5 * toy_judge.concept_score(picture) + 0.5 * (toy_judge.read(picture).background == background)
         for picture, background in zip(drawn, backgrounds, strict=True)

@@ -185,7 +185,7 @@ class Judge:
         """The share of pictures of `subject` on known backgrounds that show the concept."""
         from toyworld import judge
 
-        return sum(map(judge.shows_concept, self._draw(model, prompts_of(subject)))) / JUDGED
+        return sum(map(judge.shows_concept, self.drawn(model, prompts_of(subject)))) / JUDGED
 
     def known(self, model) -> float:
         """The share of prompts the base knows whose shape, colour and background all come out right."""
@@ -193,7 +193,7 @@ class Judge:
 
         scenes = known_scenes(JUDGED)
         prompts = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in scenes]
-        pictures = self._draw(model, prompts)
+        pictures = self.drawn(model, prompts)
         right = [
             judge.shows(picture, scene.colour, scene.shape, scene.background)
             for picture, scene in zip(pictures, scenes, strict=True)
@@ -202,14 +202,14 @@ class Judge:
 
     def noisy(self, model, subject: str) -> float:
         """The mean distance of neighbouring pixels, 0 to 1, in pictures of `subject`; about 0.33 in pure noise."""
-        return statistics.fmean(map(roughness, self._draw(model, prompts_of(subject))))
+        return statistics.fmean(map(roughness, self.drawn(model, prompts_of(subject))))
 
     def drift(self, model, base) -> float:
         """The distance between what both draw for the class, without the trigger: root mean square, 0 to 1."""
-        pairs = zip(self._draw(model, prompts_of(CLASS)), self._draw(base, prompts_of(CLASS)), strict=True)
+        pairs = zip(self.drawn(model, prompts_of(CLASS)), self.drawn(base, prompts_of(CLASS)), strict=True)
         return round(statistics.fmean(float(((_pixels(a) - _pixels(b)) ** 2).mean() ** 0.5) for a, b in pairs), 4)
 
-    def _draw(self, model, prompts: list[str]):
+    def drawn(self, model, prompts: list[str]):
         from lora_workbench.nodes.host.sampling import SamplerSettings, encode_prompt, sample_picture
         from lora_workbench.nodes.pictures import to_picture
         from lora_workbench.training.families import FAMILIES

@@ -30,10 +30,11 @@ class Effort:
     levels: tuple[float, ...]
 
 
+QUICK, STANDARD, THOROUGH = "quick", "standard", "thorough"
 EFFORTS = {
-    "quick": Effort(2, VALIDATION_PLACES),
-    "standard": Effort(4, VALIDATION_PLACES),
-    "thorough": Effort(8, (0.10, 0.25, 0.40, 0.55, 0.70, 0.85)),
+    QUICK: Effort(2, VALIDATION_PLACES),
+    STANDARD: Effort(4, VALIDATION_PLACES),
+    THOROUGH: Effort(8, (0.10, 0.25, 0.40, 0.55, 0.70, 0.85)),
 }
 
 

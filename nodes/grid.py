@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..training.figures import labelled_grid
 from ..training.lora_content import content_of
-from ..training.run import EMA, Checkpoint, Checkpoints
+from ..training.picking import Decision, heading
+from ..training.run import Checkpoint, Checkpoints
 from ..training.whole_file import write_atomically
 from .host import folders, loras
 from .host.identity import identity_of
@@ -21,9 +21,6 @@ from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings, encode_prompt, sample_picture
 from .host.surroundings import surroundings_of
 from .pictures import png_bytes, to_picture
-
-if TYPE_CHECKING:
-    from ..training.picking import Decision
 
 SHORTLIST, EVERYTHING, NOTHING = "shortlist", "everything", "nothing"
 SCOPES = (SHORTLIST, EVERYTHING, NOTHING)
@@ -90,13 +87,6 @@ class Grid:
                 shown = shown.resize((max(1, int(share * shown.width)), max(1, int(share * shown.height))))
             rows[cell.prompt].append(shown)
         return labelled_grid(rows, [_marked(column, mark) for column in self.columns], self.prompts)
-
-
-def heading(checkpoint: Checkpoint) -> str:
-    """A checkpoint in a few words: "step 600", "step 600, EMA", "last 3"."""
-    if checkpoint.average and checkpoint.average != EMA:
-        return checkpoint.average
-    return f"step {checkpoint.step}" + (f", {checkpoint.average}" if checkpoint.average else "")
 
 
 def _marked(column: Column, mark: Checkpoint | None) -> str:

@@ -59,14 +59,14 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Picked:
     """The chosen checkpoint and the reason, in words for the user."""
 
     checkpoint: Checkpoint
     reason: str
 
 
-def choose(checkpoints: Checkpoints, pick: str, at_step: int, preference: str) -> Choice:
+def choose(checkpoints: Checkpoints, pick: str, at_step: int, preference: str) -> Picked:
     """The checkpoint the user asked for, or the one suggested by what the trainer itself measured.
 
     ValueError when there is none, or none at that step.
@@ -75,12 +75,12 @@ def choose(checkpoints: Checkpoints, pick: str, at_step: int, preference: str) -
     if not entries:
         raise ValueError(why_none(checkpoints))
     if pick == AT_STEP:
-        return Choice(_at_step(entries, at_step, checkpoints.name), f"Step {at_step:,} was asked for.")
+        return Picked(_at_step(entries, at_step, checkpoints.name), f"Step {at_step:,} was asked for.")
     if pick == LAST:
-        return Choice(entries[-1], f"Step {entries[-1].step:,} is the last checkpoint.")
+        return Picked(entries[-1], f"Step {entries[-1].step:,} is the last checkpoint.")
     measured = [Scored(entry, Score(entry.validation or [])) for entry in entries]
     decision = decide(measured, Score(checkpoints.base_validation or []), preference)
-    return Choice(decision.checkpoint, decision.reason)
+    return Picked(decision.checkpoint, decision.reason)
 
 
 def why_none(checkpoints: Checkpoints) -> str:
@@ -103,6 +103,11 @@ def label(checkpoint: Checkpoint) -> str:
     if checkpoint.average.startswith("last "):
         return f"the average of the {checkpoint.average}"
     return f"step {checkpoint.step:,}" + (f", {checkpoint.average}" if checkpoint.average else "")
+
+
+def heading(checkpoint: Checkpoint) -> str:
+    """The same where there is little room: "step 1,400", "step 1,400, EMA" or "last 3"."""
+    return checkpoint.average if checkpoint.average.startswith("last ") else label(checkpoint)
 
 
 def decide(

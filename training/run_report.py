@@ -110,7 +110,7 @@ def page(run: TrainingRun, findings: Findings) -> str:
     )
 
 
-def _head(run: TrainingRun, findings: Findings, choice: picking.Choice) -> str:
+def _head(run: TrainingRun, findings: Findings, choice: picking.Picked) -> str:
     trigger = findings.checkpoints.trigger_word
     words = [findings.family, f"trigger word “{trigger}”" if trigger else "no trigger word"]
     if findings.strength is not None:

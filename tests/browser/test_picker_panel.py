@@ -5,19 +5,12 @@ import json
 import re
 from urllib.parse import parse_qs, urlparse
 
-import example
-import hosttoys
 import numpy
 import pages
 import pytest
-import torch
+from asking import picking_graph, random_files
 from PIL import Image
 from playwright.sync_api import expect
-from safetensors.torch import save_file
-
-from lora_workbench.nodes.host.architecture import family_of
-from lora_workbench.training import lora_file
-from lora_workbench.training.config import LoraConfig
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
 PATIENCE = 60_000  # ms
@@ -403,28 +396,8 @@ LOAD = """async graph => {
 @pytest.fixture(scope="module")
 def live_graph(server):
     """A graph that draws with what the Picker hands on, of three LoRA files with random weights."""
-    model = hosttoys.model("sdxl")
-    family = family_of(model)
-    adapters = hosttoys.attach(hosttoys.loaded(model), active=False)
-    folder = server.folder / "models" / "loras" / LIVE
-    folder.mkdir(parents=True, exist_ok=True)
-    for step in LIVE_STEPS:
-        random = torch.Generator().manual_seed(step)
-        tensors = lora_file.file_tensors(adapters.state(), LoraConfig(rank=2, alpha=1.0), torch.float32)
-        drawn = {key: 0.2 * torch.randn(each.shape, generator=random) for key, each in tensors.items()}
-        save_file(
-            {key: tensors[key] if key.endswith(".alpha") else drawn[key] for key in tensors},
-            folder / f"{step:06d}.safetensors",
-        )
-    graph = example.sampling_graph(example.FAMILIES["sdxl"], LIVE_PROMPT, seed=5)
-    wires = {"model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2]}
-    widgets = {"pick": "ask me", "at_step": 0, "preference": "balanced", "prompts": LIVE_PROMPT, "seed": 5}
-    about = {**wires, **widgets, "size": example.SIZE, "folder": LIVE, "effort": "standard", "grid": "shortlist"}
-    graph["picker"] = {"class_type": "LoraWorkbenchCheckpointPicker", "inputs": about}
-    graph["sampler"]["inputs"] |= {"model": ["picker", 0], "cfg": family.cfg}
-    graph["sampler"]["inputs"] |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
-    for node in ("positive", "negative"):
-        graph[node]["inputs"]["clip"] = ["picker", 1]
+    random_files(server.folder / "models" / "loras" / LIVE, {f"{step:06d}": step for step in LIVE_STEPS})
+    graph = picking_graph(LIVE_PROMPT, folder=LIVE, effort="standard", grid="shortlist")
     numbers = {name: str(number) for number, name in enumerate(graph, 1)}
     renamed = json.loads(json.dumps(graph))
     for node in renamed.values():

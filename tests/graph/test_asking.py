@@ -5,17 +5,10 @@ import json
 import urllib.error
 from dataclasses import dataclass, field
 
-import example
-import hosttoys
 import numpy
 import pytest
-import torch
+from asking import picking_graph, random_files
 from PIL import Image
-from safetensors.torch import save_file
-
-from lora_workbench.nodes.host.architecture import family_of
-from lora_workbench.training import lora_file
-from lora_workbench.training.config import LoraConfig
 
 pytestmark = pytest.mark.comfy
 
@@ -54,36 +47,17 @@ class Asked:
         return json.loads(self.server.post(f"{PICKER}/{action}", body))
 
 
-@pytest.fixture(scope="module")
-def family(server):
-    """The family of the toy model, for which the server now has LoRA files of random weights."""
-    model = hosttoys.model("sdxl")
-    adapters = hosttoys.attach(hosttoys.loaded(model), active=False)
-    folder = server.folder / "models" / "loras" / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for step in STEPS:
-        random = torch.Generator().manual_seed(step)
-        tensors = lora_file.file_tensors(adapters.state(), LoraConfig(rank=2, alpha=1.0), torch.float32)
-        for key, tensor in tensors.items():
-            if not key.endswith(".alpha"):
-                tensors[key] = 0.2 * torch.randn(tensor.shape, generator=random)
-        save_file(tensors, folder / f"{FOLDER}-{step:06d}.safetensors")
-    return family_of(model)
+@pytest.fixture(scope="module", autouse=True)
+def files(server):
+    """The files of the folder, on the server."""
+    names = {f"{FOLDER}-{step:06d}": step for step in STEPS}
+    random_files(server.folder / "models" / "loras" / FOLDER, names)
 
 
 @pytest.fixture
-def asking(server, family, request):
+def asking(server, request):
     """The graph, whose Picker is new to ComfyUI's cache in every test."""
-    toy = example.FAMILIES["sdxl"]
-    graph = example.sampling_graph(toy, PROMPT, seed=5)
-    widgets = {"pick": "ask me", "at_step": 0, "preference": "balanced", "prompts": PROMPT, "seed": 5}
-    wires = {"model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2]}
-    unique = {"at_step": sum(map(ord, request.node.name)), "size": example.SIZE, "folder": FOLDER}
-    graph["picker"] = {"class_type": "LoraWorkbenchCheckpointPicker", "inputs": {**wires, **widgets, **unique}}
-    graph["sampler"]["inputs"] |= {"model": ["picker", 0], "cfg": family.cfg}
-    graph["sampler"]["inputs"] |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
-    for node in ("positive", "negative"):
-        graph[node]["inputs"]["clip"] = ["picker", 1]
+    graph = picking_graph(PROMPT, at_step=sum(map(ord, request.node.name)), folder=FOLDER)
     graph["name"] = {"class_type": "PreviewAny", "inputs": {"source": ["picker", 3]}}
     return Asked(server, graph, lambda state: None)
 

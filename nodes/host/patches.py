@@ -9,6 +9,7 @@ from comfy.weight_adapter import LoRAAdapter, OFTAdapter
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
+from ...training.warm_start import Factors
 from .weights import CastWeights
 
 
@@ -32,22 +33,51 @@ def base_weight(patcher, key: str) -> Tensor:
     return copy
 
 
-def zero_weight(patcher, key: str) -> Tensor:
-    """Zeros of a weight's shape, which quantised ones do not have in memory."""
+def shape_of(patcher, key: str) -> tuple[int, ...]:
+    """The shape of a weight, which quantised ones do not have in memory."""
     layer = _layer(patcher, key)
+    if isinstance(layer, Tensor):
+        return tuple(layer.shape)
     if isinstance(layer, nn.Conv2d):
-        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    elif hasattr(layer, "out_features"):
-        shape = (layer.out_features, layer.in_features)
-    else:
-        shape = layer.weight.shape
-    return torch.zeros(shape, device=patcher.load_device)
+        return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    if hasattr(layer, "out_features"):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape)
 
 
-def change_of(patcher, key: str, patches: list[tuple[object, object]]) -> Tensor:
-    """What the loader changes about a weight by its patches, each with its place in it (None: all), at strength 1."""
-    needed = any(depends_on_weight(patch) for patch, _ in patches)
-    before = base_weight(patcher, key) if needed else zero_weight(patcher, key)
+def zero_weight(patcher, key: str) -> Tensor:
+    """Zeros of a weight's shape."""
+    return torch.zeros(shape_of(patcher, key), device=patcher.load_device)
+
+
+def factors_of_patch(patch: object, place: tuple[object, object] | None, shape: tuple[int, int]) -> Factors | None:
+    """A plain LoRA's patch as factors of the change of the whole weight (out, in h w); None for anything else."""
+    if not isinstance(patch, LoRAAdapter) or (place and place[1] is not None):
+        return None
+    up, down, alpha, mid, magnitude, reshape = patch.weights
+    if mid is not None or magnitude is not None or reshape is not None:
+        return None
+    down = down.flatten(1).float()
+    factors = Factors(up.flatten(1).float() * scale_of(alpha, len(down)), down)
+    if place is None:
+        return factors
+    side, start, _ = place[0]
+    return factors.placed(shape, side, start) if side < 2 else None
+
+
+def scale_of(alpha: float | None, rank: int) -> float:
+    """What the loader multiplies a product with."""
+    return 1.0 if alpha is None else alpha / rank
+
+
+def change_of(patcher, key: str, patches: list[tuple[object, object]], before: Tensor | None = None) -> Tensor:
+    """What the loader changes about a weight by its patches, each with its place in it (None: all), at strength 1.
+
+    `before` is the weight in float32, for patches that depend on it; without it, it is read as it is now.
+    """
+    if before is None:
+        needed = any(depends_on_weight(patch) for patch, _ in patches)
+        before = base_weight(patcher, key) if needed else zero_weight(patcher, key)
     entries = [(1.0, patch, 1.0, *(place or (None, None))) for patch, place in patches]
     return comfy.lora.calculate_weight(entries, before.clone(), key) - before
 
@@ -72,5 +102,6 @@ def depends_on_weight(patch: object) -> bool:
     return isinstance(patch, OFTAdapter) or magnitude_of(patch) is not None
 
 
-def _layer(patcher, key: str) -> nn.Module:
+def _layer(patcher, key: str) -> nn.Module | Tensor:
+    """The layer that has a weight; a bias or another parameter is its own."""
     return comfy.utils.get_attr(patcher.model, key.removesuffix(".weight"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...training.lora import Adapter, Adapters
 from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
 from .loras import read_lora
-from .patches import change_of, holder, key_map, magnitude_of, place_of
+from .patches import change_of, factors_of_patch, holder, key_map, magnitude_of, place_of, scale_of
 
 NAMED = 3
 """So many layers are called by name before the rest is counted."""
@@ -113,7 +113,7 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
             f"where only a LoRA or a DoRA could begin: set the kind to lora, or start from nothing."
         )
     shape = (adapter.up.shape[1] if adapter.up.ndim == 2 else len(adapter.up), adapter.down[0].numel())
-    factors = [_factors(patch, place, shape) for patch, place in patches]
+    factors = [factors_of_patch(patch, place, shape) for patch, place in patches]
     if all(factors):
         total = factors[0]
         for other in factors[1:]:
@@ -125,47 +125,28 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
     return kept, whole
 
 
-def _factors(patch: object, place: tuple[object, object] | None, shape: tuple[int, int]) -> Factors | None:
-    """A plain LoRA's patch as factors of the whole weight's change; None for anything else."""
-    if not isinstance(patch, LoRAAdapter) or (place and place[1] is not None):
-        return None
-    up, down, alpha, mid, magnitude, reshape = patch.weights
-    if mid is not None or magnitude is not None or reshape is not None:
-        return None
-    down = down.flatten(1).float()
-    factors = Factors(up.flatten(1).float() * _scale(alpha, len(down)), down)
-    if place is None:
-        return factors
-    side, start, _ = place[0]
-    return factors.placed(shape, side, start) if side < 2 else None
-
-
 def _entries(patch: object) -> tuple[dict[str, Tensor], float] | None:
     """A patch as the tensors of a file and the factor the loader gives them; None for what no kind here has."""
     if isinstance(patch, LoRAAdapter):
         up, down, alpha, mid, magnitude, reshape = patch.weights
         entries = {"lora_up.weight": up, "lora_down.weight": down, "dora_scale": magnitude}
         fits = mid is None and reshape is None and magnitude is not None
-        return (entries, _scale(alpha, len(down))) if fits else None
+        return (entries, scale_of(alpha, len(down))) if fits else None
     if not isinstance(patch, (LoHaAdapter, LoKrAdapter, OFTAdapter)) or magnitude_of(patch) is not None:
         return None
     if isinstance(patch, LoHaAdapter):
         w1_a, w1_b, alpha, w2_a, w2_b, t1, t2, _ = patch.weights
         entries = {"hada_w1_a": w1_a, "hada_w1_b": w1_b, "hada_w2_a": w2_a, "hada_w2_b": w2_b}
-        return (entries, _scale(alpha, len(w1_b))) if t1 is None and t2 is None else None
+        return (entries, scale_of(alpha, len(w1_b))) if t1 is None and t2 is None else None
     if isinstance(patch, LoKrAdapter):
         w1, w2, alpha, w1_a, w1_b, w2_a, w2_b, t2, _ = patch.weights
         names = ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
         parts = dict(zip(names, (w1, w2, w1_a, w1_b, w2_a, w2_b), strict=True))
         rank = next((len(rows) for rows in (w2_b, w1_b) if rows is not None), None)
         entries = {name: tensor for name, tensor in parts.items() if tensor is not None}
-        return (entries, _scale(alpha, rank) if rank else 1.0) if t2 is None else None
+        return (entries, scale_of(alpha, rank) if rank else 1.0) if t2 is None else None
     blocks, rescale, alpha, _ = patch.weights
     return ({"oft_blocks": blocks}, alpha or 0.0) if rescale is None else None
-
-
-def _scale(alpha: float | None, rank: int) -> float:
-    return 1.0 if alpha is None else alpha / rank
 
 
 def _short(weight: str) -> str:

@@ -8,7 +8,7 @@ const WIDGET = "lora_workbench_panel";
 // What ComfyUI shows by itself on a node that works: the panel has the same line of text, and the same pictures.
 const SHOWN_TWICE = ["$$node-text-preview", "$$canvas-image-preview"];
 
-/** Subclasses fill the body, say which part may be lower than it is (`leastOf`), and have `live`, a LiveState. */
+/** Subclasses fill the body, and say which part may be lower than it is (`leastOf`). */
 export class Panel {
   constructor(node, className, said) {
     addStyle("panel.css");
@@ -35,9 +35,14 @@ export class Panel {
   }
 
   stop() {
-    this.live.stop();
     this.heights.disconnect();
   }
+
+  /** The node has the values of a saved graph, or those of a copied node. */
+  configured() {}
+
+  /** The node was run, or answered from what ComfyUI has cached; `output` is what it shows. */
+  executed(output) {}
 
   say(text, isError = false) {
     write(this.message, text);
@@ -96,6 +101,24 @@ export class Panel {
   }
 }
 
+/** A panel that shows work on the server as it goes on: subclasses have `live`, a LiveState. */
+export class LivePanel extends Panel {
+  stop() {
+    super.stop();
+    this.live.stop();
+  }
+
+  /** The node's id and name are known once the saved graph is read. */
+  configured() {
+    setTimeout(() => this.live.refreshSoon());
+  }
+
+  /** What ComfyUI has cached sends no events of ours. */
+  executed() {
+    this.live.refreshSoon();
+  }
+}
+
 /** Puts a panel below the widgets of its node, in place of what ComfyUI shows there. */
 export function addPanel(node, panel) {
   // After the widgets of the schema, as saved values are read by position.
@@ -105,26 +128,30 @@ export function addPanel(node, panel) {
   node.hideOutputImages = true;
   hideWidgets(node, SHOWN_TWICE);
   after(node, "onRemoved", () => panel.stop());
-  // The node's id and name are known once the saved graph is read. What ComfyUI has cached sends no events of ours.
-  after(node, "onConfigure", () => setTimeout(() => panel.live.refreshSoon()));
-  after(node, "onExecuted", () => panel.live.refreshSoon());
+  after(node, "onConfigure", () => panel.configured());
+  after(node, "onExecuted", (output) => panel.executed(output));
 }
 
 /** Keeps widgets of these names, which are added later, out of sight. */
 function hideWidgets(node, names) {
   const add = node.addCustomWidget;
   node.addCustomWidget = function (widget) {
-    if (names.includes(widget.name)) widget.hidden = (widget.options ??= {}).hidden = true;
+    if (names.includes(widget.name)) setHidden(widget, true);
     return add.call(this, widget);
   };
 }
 
-/** Does something more when the node's `name` is called. */
+/** Takes a widget out of sight, or brings it back; its value is saved and queued all the same. */
+export function setHidden(widget, hidden) {
+  widget.hidden = (widget.options ??= {}).hidden = hidden;
+}
+
+/** Does something more when the node's `name` is called, with what it is called with. */
 function after(node, name, act) {
   const before = node[name];
   node[name] = function (...values) {
     const answer = before?.apply(this, values);
-    act();
+    act(...values);
     return answer;
   };
 }

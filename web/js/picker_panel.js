@@ -2,7 +2,7 @@
 import { app } from "../../../scripts/app.js";
 import { addStyle, button, element, enable, fill, write } from "./dom.js";
 import { LiveState } from "./live.js";
-import { Panel } from "./panel.js";
+import { LivePanel } from "./panel.js";
 import { Chart } from "./picker_chart.js";
 import { Grid } from "./picker_grid.js";
 import { blindTable, keyOf, picturesOf, plainTable, votable } from "./picker_table.js";
@@ -28,7 +28,7 @@ const TITLES = {
   again: "Ask once more the next time the graph is queued.",
 };
 
-export class PickerPanel extends Panel {
+export class PickerPanel extends LivePanel {
   constructor(node) {
     super(node, "lw-picking", "Checkpoints");
     addStyle("picker.css");

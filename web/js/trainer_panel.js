@@ -1,6 +1,6 @@
 // The panel on LoRA Trainer: what the training does, its curve, its previews, and the buttons that steer it.
 import { addStyle, button, element, enable, write } from "./dom.js";
-import { Panel } from "./panel.js";
+import { LivePanel } from "./panel.js";
 import { Chart } from "./trainer_chart.js";
 import { LiveRun } from "./trainer_live.js";
 import { Strip } from "./trainer_strip.js";
@@ -22,7 +22,7 @@ const ASKED = {
   save: "Saving after this step …",
 };
 
-export class TrainerPanel extends Panel {
+export class TrainerPanel extends LivePanel {
   constructor(node) {
     super(node, "lw-training", "Training");
     addStyle("trainer.css");

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..training.description import STRENGTH, trigger_words
-from ..training.lora_family import family_of, mismatch, title
+from ..training.lora_family import mismatch, title
 from .host import folders, loras
+from .host.blocks import block_strengths
+from .host.lora_chain import SHELF, Chain, ReadLora
+from .host.xray import Applied
+from .host.xray import xray as look_through
+from .lora_names import found
+from .lora_rows import NONE, OLD_ROWS, LoraRow, json_rows, prompt_rows, recommended, stack_rows, widget_rows
 from .sockets import CATEGORY, STACK
 
-NONE = "none"
-ROWS = 4
 FIRST_ROWS = 2
 """Rows that are shown at once; the others wait behind "show advanced"."""
-
-Row = tuple[str, float, float]
+ERROR, SKIP = "error", "skip with a note"
+SHORT, FULL, OFF = "short", "full", "off"
 
 
 class LoraWorkbenchStackApply(io.ComfyNode):
@@ -30,69 +35,114 @@ class LoraWorkbenchStackApply(io.ComfyNode):
             node_id="LoraWorkbenchStackApply",
             display_name="LoRA Stack Apply",
             category=CATEGORY,
-            description="Puts a stack and up to four more LoRAs on a model, like a chain of Load LoRA nodes.",
+            description="Puts any number of LoRAs on a model, like a chain of Load LoRA nodes.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to put the LoRAs on."),
                 io.Clip.Input("clip", optional=True, tooltip="Its CLIP. Without one only the model is changed."),
                 STACK.Input(
                     "lora_stack", optional=True, tooltip="A stack from any node. It is applied before the rows."
                 ),
-                *[widget for number in range(1, ROWS + 1) for widget in row_inputs(number, names)],
+                *[widget for number in range(1, OLD_ROWS + 1) for widget in row_inputs(number, names)],
+                io.String.Input(
+                    "rows",
+                    default="[]",
+                    optional=True,
+                    socketless=True,
+                    advanced=True,
+                    tooltip="More rows, as JSON: lora, model, clip, on, blocks. Without a strength the recommended one "
+                    "is taken.",
+                ),
+                io.Combo.Input(
+                    "missing",
+                    options=[ERROR, SKIP],
+                    default=ERROR,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What to do when a LoRA file is gone: stop before anything runs, or go on without it.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A prompt with <lora:name:0.8:0.6> in it. Those LoRAs come last, and the tags are removed.",
+                ),
+                io.Combo.Input(
+                    "xray",
+                    options=[SHORT, FULL, OFF],
+                    default=SHORT,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How closely the report looks at the LoRAs: families, norms, overlaps and fights.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with all LoRAs on."),
                 io.Clip.Output("clip", tooltip="The CLIP with all LoRAs on."),
                 STACK.Output("lora_stack", tooltip="The stack that came in plus the rows that are on."),
                 io.String.Output("trigger_words", tooltip="The trigger words the files name, joined by commas."),
-                io.String.Output("report", tooltip="What was applied, at which strength, and to how many layers."),
+                io.String.Output("report", tooltip="What was applied, at which strength, and what it does."),
+                io.String.Output("prompt", tooltip="The prompt without its LoRA tags."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(
-        cls, lora_1=NONE, lora_2=NONE, lora_3=NONE, lora_4=NONE, on_1=True, on_2=True, on_3=True, on_4=True
+        cls,
+        lora_1=NONE,
+        lora_2=NONE,
+        lora_3=NONE,
+        lora_4=NONE,
+        on_1=True,
+        on_2=True,
+        on_3=True,
+        on_4=True,
+        rows="[]",
+        missing=ERROR,
     ) -> bool | str:
         """A row whose file is gone is an error before anything runs; one that is off may name what it likes."""
-        for name, on in ((lora_1, on_1), (lora_2, on_2), (lora_3, on_3), (lora_4, on_4)):
-            if on and not is_none(name):
-                try:
-                    folders.lora_path(name)
-                except ValueError as error:
-                    return str(error)
+        widgets = {"lora_1": lora_1, "lora_2": lora_2, "lora_3": lora_3, "lora_4": lora_4}
+        widgets |= {"on_1": on_1, "on_2": on_2, "on_3": on_3, "on_4": on_4}
+        try:
+            asked = [row for row in (*widget_rows(widgets), *json_rows(rows)) if row.on]
+            named(asked, missing)
+            for row in asked:
+                block_strengths(row.blocks)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
-    def execute(cls, model, clip=None, lora_stack=None, **rows) -> io.NodeOutput:
+    def execute(
+        cls, model, clip=None, lora_stack=None, rows="[]", missing=ERROR, prompt=None, xray=SHORT, **widgets
+    ) -> io.NodeOutput:
+        tagged, plain = prompt_rows(prompt)
         # A stack is a list that others may still hold: it is read and never changed.
-        stack = [*stacked(lora_stack or ()), *active_rows(rows)]
-        paths = {name: folders.lora_path(name) for name, *_ in stack}
-        files: dict[Path, tuple[dict, dict[str, str]]] = {}
-        triggers, lines = [], []
-        for name, strength_model, strength_clip in stack:
-            if not (strength_model or (strength_clip and clip is not None)):
-                lines.append(f"{name}: left out, its strength is 0")
-                continue
-            path = paths[name]
-            if path not in files:
-                files[path] = loras.read_lora(path), loras.read_metadata(path)
-                check_family(path, *files[path], loras.model_family(model))
-            lora, described = files[path]
-            before = loras.patched_layers(model, clip)
-            model, clip = loras.apply(model, clip, lora, strength_model, strength_clip, described)
-            layers = loras.patched_layers(model, clip) - before
-            lines.append(line_about(name, strength_model, None if clip is None else strength_clip, layers, described))
-            triggers += [word for word in trigger_words(described) if word not in triggers]
-        return io.NodeOutput(model, clip, stack, ", ".join(triggers), "\n".join(lines) or "No LoRA is on.")
+        asked = [*stack_rows(lora_stack or ()), *widget_rows(widgets), *json_rows(rows), *tagged]
+        wanted, notes = named([row for row in asked if row.on], missing)
+        chain = Chain(model, clip)
+        applied, stack, left_out = put_on(chain, wanted, loras.model_family(model))
+        SHELF.keep(cls.hidden.unique_id, [path_of(row) for row in asked])
+        triggers = dict.fromkeys(word for one in applied for word in trigger_words(one.entries))
+        lines, table = [*notes, *left_out], None
+        if applied and xray != OFF:
+            seen = look_through(model, clip, applied, xray, chain.keys)
+            lines, table = [*lines, seen.to_text()], {"lora_workbench_stack": [seen.table()]}
+        else:
+            lines += [line_about(one, clip is not None) for one in applied]
+        report = "\n".join(lines) or "No LoRA is on."
+        return io.NodeOutput(chain.model, chain.clip, stack, ", ".join(triggers), report, plain, ui=table)
 
 
 def row_inputs(number: int, names: list[str]) -> list:
-    """The four widgets of a row."""
+    """The four widgets of one of the first rows."""
     hidden = number > FIRST_ROWS
-    strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.05, "advanced": hidden}
+    strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.05, "optional": True, "advanced": hidden}
     return [
         io.Combo.Input(
             f"lora_{number}",
             options=[NONE, *names],
+            optional=True,
             tooltip=f"LoRA {number}, from the loras folder.",
             advanced=hidden,
         ),
@@ -100,50 +150,74 @@ def row_inputs(number: int, names: list[str]) -> list:
             f"strength_model_{number}", tooltip=f"How strongly LoRA {number} changes the model.", **strength
         ),
         io.Float.Input(f"strength_clip_{number}", tooltip=f"How strongly LoRA {number} changes the CLIP.", **strength),
-        io.Boolean.Input(f"on_{number}", default=True, tooltip=f"Whether LoRA {number} is applied.", advanced=hidden),
+        io.Boolean.Input(
+            f"on_{number}",
+            default=True,
+            optional=True,
+            tooltip=f"Whether LoRA {number} is applied.",
+            advanced=hidden,
+        ),
     ]
 
 
-def is_none(name: str | None) -> bool:
-    """Whether a row or an entry of a stack names no LoRA; other packs write "None"."""
-    return not name or name.lower() == NONE
+def named(rows: Sequence[LoraRow], missing: str) -> tuple[list[LoraRow], list[str]]:
+    """The rows with the names of the files they mean, and what to say of those that were moved or left out.
+
+    ValueError for a file that is missing, unless it is to be skipped.
+    """
+    names = folders.lora_names()
+    kept, notes = [], []
+    for row in rows:
+        file = found(row.name, names)
+        if file.name:
+            kept.append(replace(row, name=file.name))
+        elif missing != SKIP:
+            raise ValueError(file.note)
+        if file.note:
+            notes.append(file.note if file.name else f"Left out: {file.note}")
+    return kept, notes
 
 
-def stacked(entries: Iterable) -> list[Row]:
-    """The entries of a stack that name a LoRA; ValueError for one that is no (name, strength, strength)."""
-    try:
-        rows = [(name, float(strength_model), float(strength_clip)) for name, strength_model, strength_clip in entries]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "lora_stack holds something else than (name, strength_model, strength_clip): connect a LORA_STACK output."
-        ) from error
-    return [row for row in rows if not is_none(row[0])]
+def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[Applied], list[tuple], list[str]]:
+    """Put the rows' LoRAs on the chain: what was applied, the rows as a stack, and notes on what did nothing."""
+    applied, stack, notes = [], [], []
+    for row in rows:
+        file = None
+        if row.reaches(chain.clip is not None):
+            file = SHELF.take(folders.lora_path(row.name))
+            check_family(file, family)
+            row = row.settled(recommended(file.entries))
+        stack.append((row.name, row.strength_model, row.strength_clip))
+        if file is None or not row.reaches(chain.clip is not None):
+            notes.append(f"{row.name}: left out, its strength is 0")
+            continue
+        patches = chain.add(file, row.strength_model, row.strength_clip, block_strengths(row.blocks))
+        strengths = row.strength_model, row.strength_clip
+        applied.append(Applied(row.name, file.tensors, patches, *strengths, file.entries, file.version))
+    return applied, stack, notes
 
 
-def active_rows(rows: dict) -> list[Row]:
-    """The rows that name a LoRA and are on, in order."""
-    return [
-        (rows[f"lora_{number}"], rows[f"strength_model_{number}"], rows[f"strength_clip_{number}"])
-        for number in range(1, ROWS + 1)
-        if not is_none(rows.get(f"lora_{number}")) and rows.get(f"on_{number}", True)
-    ]
-
-
-def check_family(path: Path, lora: dict, described: dict[str, str], given: str) -> None:
+def check_family(file: ReadLora, given: str) -> None:
     """ValueError naming both families when the file was made for another family than the model's."""
-    made_for = family_of(described) or family_of(lora)
-    if mismatch(made_for, given):
+    if mismatch(file.family, given):
         raise ValueError(
-            f"The LoRA '{path.name}' is for {title(made_for)}, but the model is {title(given)}: choose a LoRA for "
-            f"{title(given)}, or load a {title(made_for)} model."
+            f"The LoRA '{file.version[0].name}' is for {title(file.family)}, but the model is {title(given)}: choose a "
+            f"LoRA for {title(given)}, or load a {title(file.family)} model."
         )
 
 
-def line_about(
-    name: str, strength_model: float, strength_clip: float | None, layers: int, described: Mapping[str, str]
-) -> str:
-    """What was done with one LoRA; no `strength_clip` where there is no CLIP."""
-    strengths = f"model {strength_model:g}" + ("" if strength_clip is None else f", clip {strength_clip:g}")
+def path_of(row: LoraRow) -> Path | None:
+    """The file of a row, also of one that is off; None where there is none."""
+    try:
+        return folders.lora_path(found(row.name, folders.lora_names()).name)
+    except ValueError:
+        return None
+
+
+def line_about(one: Applied, with_clip: bool) -> str:
+    """What was done with one LoRA."""
+    strengths = f"model {one.strength_model:g}" + (f", clip {one.strength_clip:g}" if with_clip else "")
+    layers = len(one.patches)
     reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
-    recommended = described.get(STRENGTH, "")
-    return f"{name}: {strengths}{f' (recommended {recommended})' if recommended else ''}, {reached}"
+    advised = one.entries.get(STRENGTH, "")
+    return f"{one.name}: {strengths}{f' (recommended {advised})' if advised else ''}, {reached}"

@@ -44,8 +44,8 @@ CONTRACT = {
     ),
     "LoraWorkbenchStackApply": (
         "LoRA Stack Apply",
-        "model clip lora_stack",
-        "model MODEL, clip CLIP, lora_stack LORA_STACK, trigger_words STRING, report STRING",
+        "model clip lora_stack rows missing prompt xray",
+        "model MODEL, clip CLIP, lora_stack LORA_STACK, trigger_words STRING, report STRING, prompt STRING",
     ),
     "LoraWorkbenchRegularizationImages": (
         "LoRA Regularization Images",

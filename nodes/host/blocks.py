@@ -1,0 +1,65 @@
+"""Strengths of a LoRA by block: which blocks a model has, and a loader's patches split by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ...training.patterns import Overrides, last_match, overrides
+from .patches import place_of
+
+SETTING, HIGHEST = "blocks", 100.0
+SIDES = {"IN": "input_blocks", "OUT": "output_blocks", "D": "double_blocks", "S": "single_blocks"}
+PLACES = {
+    "MID": r"^diffusion_model\.middle_block\.",
+    "M00": r"^diffusion_model\.middle_block\.",
+    "TE": r"^(?!diffusion_model\.)",
+    "BASE": r"^(?!diffusion_model\.)",
+}
+BLOCKS = re.compile(r"(IN|OUT|D|S)(?:(\d{1,2})(?:-\1?(\d{1,2}))?|\*)", re.IGNORECASE)
+ENTRY = re.compile(r"[\s,]*(?P<what>[^\n]+?)\s*=\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+))\s*(?=,|\n|$)")
+
+
+def block_strengths(text: str) -> Overrides:
+    """Patterns over ComfyUI's names of weights with their strengths, of a line such as "IN04=0.5, OUT00-OUT05=0, TE=1".
+
+    IN, MID and OUT are the blocks of SDXL and SD 1.5, D and S those of FLUX, TE the text encoders; * stands for all of
+    a kind. Anything else is a regular expression. ValueError naming what cannot be read.
+    """
+    lines, at = [], 0
+    text = text.strip(" \t\n,")
+    while at < len(text):
+        entry = ENTRY.match(text, at)
+        if entry is None:
+            raise ValueError(
+                f"blocks has '{text[at:].strip(' ,')}', which must say 'block = number', such as IN04=0.5, "
+                "OUT00-OUT05=0, D*=0.8 or TE=1: correct or remove it."
+            )
+        lines.append(f"{_pattern(entry['what'])} = {entry['number']}")
+        at = entry.end()
+    return overrides("\n".join(lines), SETTING, HIGHEST)
+
+
+def _pattern(what: str) -> str:
+    """A block's name as a pattern over the names of weights; anything else is one already."""
+    if place := PLACES.get(what.upper()):
+        return place
+    named = BLOCKS.fullmatch(what)
+    if named is None:
+        return what
+    side, first, last = named.groups()
+    numbers = r"\d+"
+    if first is not None:
+        start, end = sorted((int(first), int(last or first)))
+        numbers = f"({'|'.join(map(str, range(start, end + 1)))})"
+    return rf"^diffusion_model\.{SIDES[side.upper()]}\.{numbers}\."
+
+
+def split(patches: Mapping[object, object], strengths: Overrides) -> dict[float, dict[object, object]]:
+    """A loader's patches by the strength of their block, 1 where none is said; those of strength 0 are left out."""
+    parts: dict[float, dict[object, object]] = {}
+    for target, patch in patches.items():
+        factor = last_match(strengths, place_of(target)[0])
+        if factor != 0:
+            parts.setdefault(1.0 if factor is None else factor, {})[target] = patch
+    return parts

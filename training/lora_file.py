@@ -7,6 +7,7 @@ W' = W + alpha / rank * up @ down wherever the file is loaded. Other kinds have 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,5 +46,10 @@ def write(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> No
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"'{path.name}' was not written: '{broken[0]}' is not finite. Lower learning_rate and resume.")
+    write_atomically(path, file_bytes(tensors, entries))
+
+
+def file_bytes(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
+    """The file, with the hashes of its tensors among what it says; equal tensors and entries give equal bytes."""
     data = tensor_bytes(tensors, entries)
-    write_atomically(path, with_entries(data, {**entries, **hashes(data)}))
+    return with_entries(data, {**entries, **hashes(data)})

@@ -1,6 +1,7 @@
 """Where ComfyUI keeps things, and what a name or a path from a workflow may reach."""
 
 import os
+import re
 import unicodedata
 from itertools import islice
 from pathlib import Path, PureWindowsPath
@@ -55,6 +56,29 @@ def _parts(name: str) -> tuple[str, ...]:
     if outside or path.suffix.lower() not in folder_paths.supported_pt_extensions:
         raise ValueError(f"'{name}' is not the name of a LoRA file. Choose one from the list of the loras folder.")
     return path.parts
+
+
+def new_lora_path(name: str) -> Path:
+    """Where a new LoRA of that name belongs: in the first loras folder, its sub-folders named with either separator.
+
+    ".safetensors" is added. ValueError for a name that leaves the folder or that some system has no file of.
+    """
+    typed = name.strip()
+    if typed and not typed.lower().endswith(".safetensors"):
+        typed += ".safetensors"
+    path = PureWindowsPath(typed)
+    if path.anchor or not path.parts or not all(map(_is_file_name, (*path.parts[:-1], path.stem))):
+        raise ValueError(
+            f"name '{name}' cannot be the name of a LoRA file: use letters and digits, for example 'people/my_lora'."
+        )
+    return loras_folder().joinpath(*path.parts)
+
+
+def _is_file_name(part: str) -> bool:
+    """Whether a file can be called so on every system. What begins with a dot would not be listed."""
+    device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)", part.split(".")[0].strip())
+    fits = 0 < len(part.encode(errors="ignore")) <= 200
+    return fits and part.isprintable() and not device and not re.search(r'[<>:"/\\|?*]|^[. ]|[. ]$', part)
 
 
 def dataset_folder(text: str) -> Path:

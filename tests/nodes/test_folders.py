@@ -86,3 +86,40 @@ def test_every_edit_of_a_folder_is_noticed(tmp_path):
     assert all(one != other for i, one in enumerate(states) for other in states[:i])
     assert folders.folder_state(tmp_path) == states[-1]
     assert folders.folder_state(tmp_path / "gone") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mix", "mix.safetensors"),
+        (" mix.safetensors ", "mix.safetensors"),
+        ("people/anna v1.5", "people/anna v1.5.safetensors"),
+        ("people\\müde", "people/müde.safetensors"),
+    ],
+)
+def test_a_new_lora_lies_in_the_loras_folder(loras, name, expected):
+    assert folders.new_lora_path(name) == loras / expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "../x",
+        "people/../../x",
+        "a/..",
+        "/etc/x",
+        "C:\\x",
+        "C:x",
+        "\\\\server\\share\\x",
+        "a\0b",
+        "a\nb",
+    ]
+    + ["con", "people/NUL", "com1.x", ".hidden", "a:b", 'a"b', "a|b", "what?", "folder /x", "a.", "\ud800", "x" * 300],
+)
+def test_a_new_lora_never_leaves_the_loras_folder(loras, name):
+    with pytest.raises(ValueError, match="cannot be the name of a LoRA file"):
+        folders.new_lora_path(name)

@@ -31,10 +31,11 @@ class LoraRow:
         """Whether a strength is not 0, or not known yet; that on the CLIP counts only where there is one."""
         return self.strength_model != 0 or (with_clip and self.strength_clip != 0)
 
-    def settled(self, recommended: float) -> LoraRow:
+    def settled(self, recommended: float | None) -> LoraRow:
         """The same row with both strengths known."""
+        usual = 1.0 if recommended is None else recommended
         strengths = (self.strength_model, self.strength_clip)
-        on_model, on_clip = (recommended if strength is None else strength for strength in strengths)
+        on_model, on_clip = (usual if strength is None else strength for strength in strengths)
         return replace(self, strength_model=on_model, strength_clip=on_clip)
 
 
@@ -43,13 +44,13 @@ def is_none(name: object) -> bool:
     return not name or (isinstance(name, str) and name.strip().lower() in ("", NONE))
 
 
-def recommended(entries: Mapping[str, str]) -> float:
-    """The strength that a file recommends for itself, 1 when it recommends none."""
+def recommended(entries: Mapping[str, str]) -> float | None:
+    """The strength that a file recommends for itself, if any."""
     try:
-        strength = float(entries.get(STRENGTH, 1.0))
-    except ValueError:
-        return 1.0
-    return strength if math.isfinite(strength) else 1.0
+        strength = float(entries[STRENGTH])
+    except (KeyError, ValueError):
+        return None
+    return strength if math.isfinite(strength) else None
 
 
 def stack_rows(entries: Iterable) -> list[LoraRow]:

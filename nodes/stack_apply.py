@@ -191,9 +191,11 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
         if file is None or not row.reaches(chain.clip is not None):
             notes.append(f"{row.name}: left out, its strength is 0")
             continue
-        patches = chain.add(file, row.strength_model, row.strength_clip, block_strengths(row.blocks))
-        strengths = row.strength_model, row.strength_clip
-        applied.append(Applied(row.name, file.tensors, patches, *strengths, file.entries, file.version))
+        strengths, by_block = (row.strength_model, row.strength_clip), block_strengths(row.blocks)
+        patches = chain.add(file, *strengths, by_block)
+        applied.append(
+            Applied(row.name, file.tensors, patches, *strengths, file.entries, file.version, blocks=by_block)
+        )
     return applied, stack, notes
 
 

@@ -6,6 +6,7 @@
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
     python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
     python tools/bench.py picking --seeds 0 1     train too short, well and too long, and judge what the Picker takes
+    python tools/bench.py stack                   four LoRAs by LoRA Stack Apply and by four chained Load LoRA nodes
 
 Times mean something only as ratios within one line: the three are measured in turn, in one process. On a CPU they are
 CPU seconds with one thread, since wall time on a shared machine says little. The floor is forward and backward with
@@ -26,6 +27,7 @@ import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 FEED_FORWARD = "attention + feed-forward"
+JOBS = ("speed", "memory", "quality", "picking", "stack")
 
 
 def main() -> None:
@@ -38,7 +40,8 @@ def main() -> None:
         environment.enter(__file__, sys.argv[1:], folder)
     base = enter_comfyui(folder, options.device)
     try:
-        {"speed": speed, "memory": memory, "quality": quality, "picking": picking}[options.what](options, base)
+        jobs = {"speed": speed, "memory": memory, "quality": quality, "picking": picking, "stack": stack}
+        jobs[options.what](options, base)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -46,7 +49,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("what", nargs="?", choices=("speed", "memory", "quality", "picking"), default="speed")
+    line.add_argument("what", nargs="?", choices=JOBS, default="speed")
     line.add_argument("--comfyui", metavar="PATH", help="the ComfyUI folder")
     line.add_argument(
         "--here", action="store_true", help="use this Python as it is instead of an environment of its own"
@@ -127,6 +130,14 @@ def picking(options: argparse.Namespace, base: Path) -> None:
         lines.append(picked_training(family, regime, seed, base))
         print(json.dumps(lines[-1]), flush=True)
     print(table(lines))
+
+
+def stack(options: argparse.Namespace, base: Path) -> None:
+    """A line for every model."""
+    from bench_stack import stack_line
+
+    for size, family in product(options.size, options.family):
+        print(json.dumps(stack_line(size, family, options.rounds, base)), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from functools import wraps
 from aiohttp import web
 from server import PromptServer
 
-from . import controls, folders, live, picker_routes, reproduction, review
+from . import controls, folders, live, lora_routes, picker_routes, reproduction, review
 from .progress import request_finish
 from .requests import Handler, Refusal, refuse_other_sites
 
@@ -17,12 +17,13 @@ LONGEST_ID = LONGEST_NAME = 100
 
 
 def register() -> None:
-    """Add the routes to the running server's, those of the caption review and of the Picker among them."""
+    """Add the routes to the running server's, those of the caption review, the Picker and the LoRAs among them."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         add_training(server.routes)
         review.register(server.routes)
         picker_routes.register(server.routes)
+        lora_routes.register(server.routes)
 
 
 def add_training(routes: web.RouteTableDef) -> None:

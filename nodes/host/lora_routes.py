@@ -1,0 +1,109 @@
+"""The HTTP route of the LoRA Stack Apply panel: what a LoRA file says about itself, without reading its tensors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import folder_paths
+import torch
+from aiohttp import web
+from safetensors import SafetensorError, safe_open
+
+from ...lora_files.layers import layers_of
+from ...training.description import COVERS, trigger_words
+from ...training.lora_family import family_of
+from ..lora_names import found, missing
+from ..lora_rows import recommended
+from . import folders
+from .requests import Handler, Refusal, refuse_other_sites
+
+ADDRESS = "/lora_workbench/loras/about"
+LONGEST_NAME = 1000
+SAFETENSORS = (".safetensors", ".sft")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")
+
+
+def register(routes: web.RouteTableDef) -> None:
+    """Add the route to the server's.
+
+    GET /lora_workbench/loras/about?name=people/a.safetensors answers {"name", "family", "rank", "triggers", "strength",
+    "size", "preview", "error"}: the name as the list of LoRAs has it, also when the file was moved; null for what the
+    file does not say; bytes; an address for a picture; and why it cannot be read. 404 when there is no such file.
+    """
+    routes.get(ADDRESS)(_answering(_about))
+
+
+def _answering(handler: Handler) -> Handler:
+    """The handler for this server's own pages and programs, with every error as a sentence in JSON."""
+
+    @wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            refuse_other_sites(request, "LoRA files can be asked about")
+            return await handler(request)
+        except Refusal as refusal:
+            return web.json_response({"error": str(refusal)}, status=refusal.status)
+
+    return answer
+
+
+async def _about(request: web.Request) -> web.Response:
+    name = request.query.get("name", "")
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise Refusal(400, f"name must be the name of a LoRA file, of at most {LONGEST_NAME} characters.")
+    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, about, name))
+
+
+def about(name: str) -> dict[str, Any]:
+    """What the panel shows of a file; Refusal when there is none of that name."""
+    try:
+        file = found(name, folders.lora_names())
+        path = folders.lora_path(file.name) if file.name else None
+    except ValueError as error:
+        raise Refusal(404, str(error)) from None
+    if path is None:
+        raise Refusal(404, file.note or missing(name, ()))
+    facts = path.stat()
+    told = dict(_told(path, facts.st_mtime_ns, facts.st_size))
+    preview = _preview(path, told.pop("cover"))
+    return {"name": file.name, **told, "size": facts.st_size, "preview": preview}
+
+
+@lru_cache(maxsize=512)
+def _told(path: Path, _time: int, _size: int) -> dict[str, Any]:
+    """What the header says; read once as long as the file does not change."""
+    nothing = {"family": None, "rank": None, "triggers": [], "strength": None, "cover": False, "error": ""}
+    if path.suffix.lower() not in SAFETENSORS:
+        return nothing
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            entries = dict(file.metadata() or {})
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            # Without their values tensors are enough to tell ranks.
+            layers = layers_of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    except (SafetensorError, OSError, RuntimeError, OverflowError) as error:
+        return {**nothing, "error": f"The LoRA file '{path.name}' cannot be read: {error}."}
+    ranks = Counter(layer.rank for layer in layers.values() if layer.rank)
+    return {
+        "family": family_of(entries) or family_of(shapes),
+        "rank": ranks.most_common(1)[0][0] if ranks else None,
+        "triggers": trigger_words(entries),
+        "strength": recommended(entries),
+        "cover": COVERS in entries,
+        "error": "",
+    }
+
+
+def _preview(path: Path, has_cover: bool) -> str | None:
+    """The address at which ComfyUI serves a picture of the LoRA, if it has one beside it or in it."""
+    if not has_cover and not any(path.with_name(path.stem + ending).is_file() for ending in PICTURES):
+        return None
+    for number, folder in enumerate(folder_paths.get_folder_paths("loras")):
+        if path.is_relative_to(folder):
+            return f"/experiment/models/preview/loras/{number}/{quote(path.relative_to(folder).as_posix())}"
+    return None

@@ -14,7 +14,7 @@ Convolutions with a core tensor (Tucker) have it multiplied in.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,27 @@ class Layer:
             raise ValueError(f"The alpha of layer '{self.name}' is no single number: train or download the file again.")
         return float(alpha.float().item()) / self.rank
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that is changed, (out, in) or (out, in, h, w), as far as the file says it.
+
+        A LoHa of a convolution says (out, in h w); a layer of unknown kind says (), and one that only changes a bias.
+        """
+        parts = self.parts
+        if self.kind == LORA:
+            core = parts[MID].shape[2:] if MID in parts else ()
+            return (len(parts[UP]), *parts[DOWN].shape[1 : 2 if core else None], *core)
+        if self.kind == DIFFERENCE:
+            return tuple(next((parts[name].shape for name in ("diff", "w_norm") if name in parts), ()))
+        if self.kind == LOHA and "hada_t1" in parts:
+            return (parts["hada_w1_a"].shape[1], parts["hada_w1_b"].shape[1], *parts["hada_t1"].shape[2:])
+        if self.kind == LOHA:
+            return (len(parts["hada_w1_a"]), parts["hada_w1_b"].shape[1])
+        if self.kind == LOKR:
+            first, second = (factor.shape for factor in self.kronecker_factors())
+            return (first[0] * second[0], first[1] * second[1], *second[2:])
+        return ()
+
     def factors(self) -> Factors | None:
         """The change in factors, up (out, n) times its scale and down (n, in h w), float32; None but for a LoRA."""
         if self.kind != LORA:
@@ -87,7 +108,7 @@ class Layer:
         if self.kind == LOHA:
             return (self.scale * _product(self.parts, "hada", 1) * _product(self.parts, "hada", 2)).flatten(1)
         if self.kind == LOKR:
-            return _kronecker(*self._kronecker_factors()).mul_(self.scale).flatten(1)
+            return _kronecker(*self.kronecker_factors()).mul_(self.scale).flatten(1)
         if self.kind == DIFFERENCE and (weight := self.parts.get("diff", self.parts.get("w_norm"))) is not None:
             return weight.float().flatten(1) if weight.ndim > 1 else weight.float().reshape(-1, 1)
         return None
@@ -98,11 +119,12 @@ class Layer:
             up, down = (part.double() for part in (self.factors().up, self.factors().down))
             return max(((up.t() @ up) * (down @ down.t())).sum().item(), 0.0) ** 0.5
         if self.kind == LOKR:
-            return abs(self.scale) * _norm(self._kronecker_factors()[0]) * _norm(self._kronecker_factors()[1])
+            return abs(self.scale) * _norm(self.kronecker_factors()[0]) * _norm(self.kronecker_factors()[1])
         change = self.change()
         return None if change is None else _norm(change)
 
-    def _kronecker_factors(self) -> tuple[Tensor, Tensor]:
+    def kronecker_factors(self) -> tuple[Tensor, Tensor]:
+        """What a LoKr is the Kronecker product of, float32 and without the scale."""
         return tuple(
             self.parts[f"lokr_w{number}"].float()
             if f"lokr_w{number}" in self.parts
@@ -200,3 +222,14 @@ def _kronecker(first: Tensor, second: Tensor) -> Tensor:
 
 def _norm(tensor: Tensor) -> float:
     return tensor.double().norm().item()
+
+
+def lora_tensors(name: str, up: Tensor, down: Tensor, alpha: float, shape: Sequence[int] = ()) -> dict[str, Tensor]:
+    """A plain LoRA as a file holds it: up (out, n) and down (n, in h w), in the form of a weight of this shape.
+
+    `shape` is (out, in) or () for a linear layer and (out, in, h, w) for a convolution.
+    """
+    if len(shape) > 2:
+        up, down = up.reshape(*up.shape, *[1] * (len(shape) - 2)), down.reshape(len(down), *shape[1:])
+    entries = {UP: up.contiguous(), DOWN: down.contiguous(), ALPHA: torch.tensor(float(alpha))}
+    return {f"{name}.{part}": tensor for part, tensor in entries.items()}

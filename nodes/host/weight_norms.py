@@ -13,7 +13,7 @@ from .patches import base_weight
 from .weights import QUANTISED
 
 SAMPLE = 65_536
-"""So many values of a weight are looked at, evenly spaced."""
+"""So many values of a weight are looked at, at most and evenly spaced."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 Part = tuple[int, int, int]
 """Side, start and length of the part of a weight that a patch changes, as in ComfyUI's key maps."""
@@ -55,10 +55,10 @@ def _estimated(weight: Tensor) -> float:
     if count <= SAMPLE:
         return rows.double().square().sum().item()
     # Without a common divisor of step and columns every column is met as often as every other.
-    step = count // SAMPLE
+    step = -(-count // SAMPLE)
     while math.gcd(step, columns) > 1:
-        step -= 1
-    places = torch.arange(SAMPLE, device=rows.device) * step
+        step += 1
+    places = torch.arange(0, count, step, device=rows.device)
     # Tensors of eight-bit floats cannot be indexed on every device, their bytes can.
     bits = rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
     values = bits[places // columns, places % columns].view(rows.dtype)

@@ -132,8 +132,8 @@ def _effect(one: Applied, own: Changes, measured: Mapping[str, Mapping], patcher
 
 def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object], without_clip: bool) -> Row:
     layers = layers_of(one.tensors)
-    reached = {place_of(target)[0] for target in one.patches} - set(own.misfits)
-    missing = [name for name in layers if not _reaches(keys.get(name), reached)]
+    reached = {place_of(target)[0] for target in one.patches}
+    unknown = [name for name in layers if not _reaches(keys.get(name), reached)]
     ranks = sorted({layer.rank for layer in layers.values() if layer.rank})
     recommended = one.entries.get(STRENGTH, "")
     return Row(
@@ -141,7 +141,7 @@ def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object]
         family=title(family_of(one.entries) or family_of(one.tensors) or ""),
         kind=", ".join(dict.fromkeys(layer.kind for layer in layers.values() if layer.kind != UNKNOWN)),
         rank=f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "",
-        keys=len(layers) - len(missing),
+        keys=len(layers) - len(unknown) - len(own.misfits),
         keys_in_file=len(layers),
         norm=effect.norm,
         relative_norm=effect.relative_norm,
@@ -149,7 +149,7 @@ def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object]
         strength=one.strength_model,
         strength_clip=None if without_clip else one.strength_clip,
         recommended=float(recommended) if _is_number(recommended) else None,
-        note="; ".join(filter(None, (one.note, *_notes(own, effect, missing, without_clip)))),
+        note="; ".join(filter(None, (one.note, *_notes(own, effect, unknown, without_clip)))),
     )
 
 
@@ -161,9 +161,9 @@ def _reaches(target: object, reached: Collection[str]) -> bool:
     return key in reached or f"{key.removesuffix('.weight')}.bias" in reached
 
 
-def _notes(own: Changes, effect: _Effect, missing: Sequence[str], without_clip: bool) -> Iterable[str]:
-    waiting = [name for name in missing if without_clip and name.startswith(TEXT_ENCODERS)]
-    others = [name for name in missing if name not in waiting]
+def _notes(own: Changes, effect: _Effect, unknown: Sequence[str], without_clip: bool) -> Iterable[str]:
+    waiting = [name for name in unknown if without_clip and name.startswith(TEXT_ENCODERS)]
+    others = [name for name in unknown if name not in waiting]
     if waiting:
         yield f"{_layers(len(waiting))} of text encoders, for which no CLIP is connected"
     if others:

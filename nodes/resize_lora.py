@@ -1,0 +1,99 @@
+"""The Resize LoRA node."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from comfy_api.latest import io
+
+from ..lora_files.resizing import Resize, resized
+from .host import folders
+from .host.progress import Progress
+from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_rows import NONE
+from .lora_sources import chosen, percent, precision_of, ranks_in_words, size_of, state_of
+from .sockets import CATEGORY
+
+RANK, ENERGY, RATIO = WAYS = ("rank", "energy", "ratio")
+
+
+class LoraWorkbenchResizeLora(io.ComfyNode):
+    """Writes a LoRA again at a lower rank, and says how much of its effect is left."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraWorkbenchResizeLora",
+            display_name="Resize LoRA",
+            category=CATEGORY,
+            description="Makes a LoRA file smaller and says how much of its effect is kept.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "lora", options=[NONE, *folders.lora_names()], tooltip="The LoRA to resize. It stays as it is."
+                ),
+                io.String.Input(
+                    "lora_name",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
+                ),
+                name_input("resized"),
+                io.Combo.Input(
+                    "by",
+                    options=list(WAYS),
+                    tooltip="rank: the same for all layers. energy: as little of each layer as keeps a share of it. "
+                    "ratio: all that is not much smaller than the largest part of its layer.",
+                ),
+                io.Int.Input(
+                    "rank", default=16, min=1, max=1024, tooltip="The highest rank a layer may have, by rank."
+                ),
+                io.Float.Input(
+                    "energy",
+                    default=0.95,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="By energy: how much of each layer's squared change to keep; 0.95 is 97.5 % of its size.",
+                ),
+                io.Float.Input(
+                    "ratio",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="By ratio: parts smaller than this share of the largest in their layer are left out.",
+                ),
+                precision_input(),
+            ],
+            outputs=file_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora, lora_name=None, **_) -> list:
+        """Another file of the same name is another input."""
+        return state_of([lora_name or lora])
+
+    @classmethod
+    def execute(cls, lora, name, by, rank, energy, ratio, precision, lora_name=None) -> io.NodeOutput:
+        file = chosen(lora, lora_name)
+        wanted = {RANK: {"rank": rank}, ENERGY: {"energy": energy}, RATIO: {"ratio": ratio}}[by]
+        watch = partial(Progress(cls.hidden.unique_id).encoding, "resizing layers")
+        result = resized(file.tensors, **wanted, watch=watch)
+        entries = file.entries | {"ss_network_dim": str(max(result.ranks.values())), "ss_network_alpha": "Dynamic"}
+        path, written = write_lora(name, result.tensors, entries, PRECISIONS[precision] or precision_of([file]))
+        return file_output(written, report(file.path, path, written, result))
+
+
+def report(before, after, name: str, result: Resize) -> str:
+    """What became smaller, and what of the effect is left."""
+    sizes = f"{size_of(before)} -> {size_of(after)}"
+    lines = [
+        f"{sizes} keeps {percent(result.kept)} of the effect.",
+        f"'{name}': {len(result.ranks)} layers, {ranks_in_words(list(result.ranks.values()))}.",
+        *result.notes,
+    ]
+    if after.stat().st_size >= before.stat().st_size:
+        lines.insert(1, "It did not become smaller: choose a lower rank, energy or a higher ratio.")
+    return "\n".join(lines)

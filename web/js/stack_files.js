@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 const ADDRESS = "/lora_workbench/loras/about";
 const ENDING = /\.(safetensors|sft|ckpt|pt|pth|bin)$/i;
 const NONE = "none";
+const NOT_FOUND = 404;
 
 const asked = new Map();
 
@@ -15,7 +16,7 @@ export function namesOf(node) {
   return names.filter((name) => name !== NONE);
 }
 
-/** What the server tells about a file, asked once; {error} when it cannot. */
+/** What the server tells about a file, asked once; where there is none of that name, `gone`, and in `error` what to do. */
 export function aboutFile(name) {
   if (!asked.has(name)) asked.set(name, ask(name));
   return asked.get(name);
@@ -28,8 +29,9 @@ export function forgetFiles() {
 async function ask(name) {
   try {
     const response = await api.fetchApi(`${ADDRESS}?${new URLSearchParams({ name })}`);
-    const answer = await response.json();
-    return { triggers: [], ...answer, error: answer.error ?? "" };
+    const answer = await response.json().catch(() => ({}));
+    const error = response.ok ? "" : `ComfyUI answers with status ${response.status}.`;
+    return { triggers: [], gone: response.status === NOT_FOUND, ...answer, error: answer.error || error };
   } catch {
     asked.delete(name); // the next time may go better
     return { triggers: [], error: "ComfyUI does not answer." };
@@ -42,16 +44,3 @@ export function partsOf(name) {
   const file = parts.pop().replace(ENDING, "");
   return { file, folder: parts.map((part) => `${part}/`).join("") };
 }
-
-/** The listed name that a row means, "" when none is, and whether that file lies in another folder now. */
-export function fileMeant(name, names) {
-  if (names.includes(name)) return { name, moved: false };
-  const wanted = plain(name);
-  const same = names.find((listed) => plain(listed) === wanted);
-  if (same) return { name: same, moved: false };
-  const alike = names.filter((listed) => lastOf(plain(listed)) === lastOf(wanted));
-  return alike.length === 1 ? { name: alike[0], moved: wanted.includes("/") || ENDING.test(name) } : { name: "", moved: false };
-}
-
-const plain = (name) => name.replaceAll("\\", "/").replace(ENDING, "").toLowerCase();
-const lastOf = (name) => name.slice(name.lastIndexOf("/") + 1);

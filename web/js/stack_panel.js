@@ -107,8 +107,7 @@ export class StackPanel extends Panel {
   // Showing
 
   render() {
-    const names = namesOf(this.node);
-    for (const view of this.views) view.show(names);
+    for (const view of this.views) view.show();
     fill(this.list, this.views.map(({ root }) => root));
     this.list.hidden = !this.views.length;
     this.say(this.unreadable ? UNREADABLE : "", true);
@@ -119,7 +118,7 @@ export class StackPanel extends Panel {
   describe() {
     const on = this.views.filter(({ row }) => row.on);
     const total = on.reduce((sum, { strength }) => sum + Math.abs(strength), 0);
-    const wrong = this.unreadable || on.some(({ file }) => !file.name);
+    const wrong = this.unreadable || on.some(({ gone }) => gone);
     this.root.dataset.status = wrong ? "failed" : total > MOST ? "paused" : on.length ? "finished" : "idle";
     write(this.headline, headline(this.rows));
     write(this.figures, on.length ? `strength ${strengthText(total)} in all` : "");

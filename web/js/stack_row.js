@@ -1,10 +1,10 @@
 // One LoRA of the stack: a line that is dragged, switched, named, weighed and removed, and what lies behind it.
 import { button, element, write } from "./dom.js";
 import { Details } from "./stack_details.js";
-import { aboutFile, fileMeant, partsOf } from "./stack_files.js";
+import { aboutFile, partsOf } from "./stack_files.js";
 import { icon } from "./stack_icons.js";
 import { Strength } from "./stack_number.js";
-import { goneWords, movedWords } from "./stack_words.js";
+import { foundWords } from "./stack_words.js";
 
 const NO_STRENGTH = 1; // where a file recommends none
 
@@ -15,6 +15,7 @@ export class Row {
     this.acts = acts;
     this.separate = row.model !== row.clip;
     this.recommended = NO_STRENGTH;
+    this.gone = false;
     this.handle = button("", "Drag to another place, or press the up and down arrow keys.", () => {}, "lw-handle");
     this.handle.setAttribute("aria-label", "Move");
     this.on = button("", "Switch this LoRA on or off.", () => this.change({ on: !row.on }), "lw-switch");
@@ -44,10 +45,8 @@ export class Row {
     this.acts.changed();
   }
 
-  /** Shows the row with the files there are now. */
-  show(names) {
+  show() {
     const { row } = this;
-    this.file = fileMeant(row.lora, names);
     const { file, folder } = partsOf(row.lora);
     if (this.name.title !== row.lora) {
       this.name.title = row.lora;
@@ -55,13 +54,10 @@ export class Row {
     }
     this.root.setAttribute("aria-label", file);
     this.root.classList.toggle("lw-off", !row.on);
-    this.root.classList.toggle("lw-gone", !this.file.name);
     this.on.setAttribute("aria-checked", String(row.on));
     this.on.setAttribute("aria-label", `${file} on`);
-    write(this.note, this.file.name ? (this.file.moved ? movedWords(this.file.name) : "") : goneWords(row.lora));
-    this.note.hidden = !this.note.textContent;
     this.showStrengths();
-    this.describe(this.file.name);
+    this.describe(row.lora);
   }
 
   showStrengths() {
@@ -79,13 +75,15 @@ export class Row {
 
   /** What the file says about itself, as soon as the server has looked. */
   async describe(name) {
-    const about = name ? await aboutFile(name) : null;
-    if (name !== this.file.name) return; // another one was chosen meanwhile
-    this.about = about;
-    const recommended = about?.strength ?? NO_STRENGTH;
-    this.details.show(this.row, about);
-    if (recommended === this.recommended) return;
-    this.recommended = recommended;
+    const about = await aboutFile(name);
+    if (name !== this.row.lora) return; // another one was chosen meanwhile
+    this.gone = Boolean(about.gone);
+    const moved = about.name && plain(about.name) !== plain(name);
+    write(this.note, this.gone ? about.error : moved ? foundWords(about.name) : "");
+    this.note.hidden = !this.note.textContent;
+    this.root.classList.toggle("lw-gone", this.gone);
+    this.details.show(this.row, this.gone ? null : about);
+    this.recommended = about.strength ?? NO_STRENGTH;
     this.showStrengths();
     this.acts.described();
   }
@@ -116,3 +114,6 @@ export class Row {
     this.acts.move(this, by);
   }
 }
+
+/** A name as it is whichever system has written it. */
+const plain = (name) => name.replaceAll("\\", "/").toLowerCase();

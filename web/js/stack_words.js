@@ -26,9 +26,7 @@ export function factsOf({ family, rank, size }) {
 /** A share in per cent, with two digits: "1.2 %". */
 export const share = (part) => (part == null ? "–" : `${value(Number((100 * part).toPrecision(2)))} %`);
 
-export const goneWords = (name) => `'${name}' is not in the loras folder. Put the file back, choose another one, or remove this row.`;
-
-export const movedWords = (name) => `The file was moved: '${name}' is taken.`;
+export const foundWords = (name) => `Found as '${name}'.`;
 
 /** A file's name alone: "people/anna.safetensors" is "anna". */
 export const fileName = (name) => partsOf(name).file;

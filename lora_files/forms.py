@@ -1,7 +1,7 @@
 """LoRA files from one form of names into another: kohya's, diffusers' and ComfyUI's, for SDXL, SD 1.5 and FLUX.
 
-Nothing is rounded or left out: what is renamed are the same tensors, and fused layers (`fused`) come back to the last bit.
-What a form has no name for is refused.
+Nothing is rounded or left out: what is renamed are the same tensors, and fused layers come back to the last bit. What a
+form has no name for is refused.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def _check_form(layer: Layer, form: str) -> None:
 def _plain_parts(layer: Layer) -> Parts:
     if layer.kind != LORA or not layer.parts.keys() <= {UP, DOWN, ALPHA} or layer.parts[UP].ndim != 2:
         raise ValueError(
-            f"'{layer.name}' is {layer.kind}, and this form has its layer fused or in pieces: only plain LoRA layers can be "
-            "taken apart and put together."
+            f"'{layer.name}' is {layer.kind}, and this form has its layer fused or in pieces: only plain LoRA layers "
+            "can be taken apart and put together."
         )
     return layer.parts
 

@@ -37,9 +37,8 @@ def in_pieces(parts: Parts, count: int) -> dict[int, Parts]:
         pieces = _unstacked(parts, blocks, ranks)
         if pieces and _same(fused(pieces, count), parts):
             return pieces
-    others = {name: tensor for name, tensor in parts.items() if name != UP}
     return {
-        number: {UP: block.clone(), **{name: tensor.clone() for name, tensor in others.items()}}
+        number: {name: (block if name == UP else tensor).clone() for name, tensor in parts.items()}
         for number, block in enumerate(blocks)
     }
 
@@ -75,7 +74,7 @@ def _stacked(pieces: Mapping[int, Parts], widths: Sequence[int]) -> Parts:
         row = sum(widths[:number])
         up[row : row + len(own), column : column + own.shape[1]] = own
         column += own.shape[1]
-    stacked = {UP: up, DOWN: torch.cat([pieces[number][DOWN] for number in numbers])}
+    stacked = {**first, UP: up, DOWN: torch.cat([pieces[number][DOWN] for number in numbers])}
     if ALPHA in first:
         stacked[ALPHA] = _times(first[ALPHA], rank, len(first[DOWN]))
     return stacked
@@ -100,7 +99,7 @@ def _unstacked(parts: Parts, blocks: Sequence[Tensor], ranks: Sequence[int]) -> 
         if block.count_nonzero() != block[:, place].count_nonzero():
             return None
         if own:
-            pieces[number] = {UP: block[:, place].clone(), DOWN: parts[DOWN][place].clone()}
+            pieces[number] = {**parts, UP: block[:, place].clone(), DOWN: parts[DOWN][place].clone()}
             if ALPHA in parts:
                 pieces[number][ALPHA] = _times(parts[ALPHA], own, rank)
     return pieces

@@ -57,9 +57,9 @@ WORDS = """
     single_transformer_blocks to_add_out add_q_proj add_k_proj add_v_proj ff_context norm1_context proj_mlp x_embedder
     context_embedder time_text_embed timestep_embedder text_embedder guidance_embedder norm_out
     text_model self_attn q_proj k_proj v_proj out_proj text_projection token_embedding position_embedding wi_0 wi_1
-""".split()
+"""
 """Words with an underscore of their own: in kohya's names every other underscore stands for a dot."""
-LONGEST_FIRST = "|".join(sorted(WORDS, key=len, reverse=True))
+LONGEST_FIRST = "|".join(sorted(WORDS.split(), key=len, reverse=True))
 WORD = re.compile(rf"(?:^|(?<=_))({LONGEST_FIRST})(?=_|$)")
 
 

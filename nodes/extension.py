@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .auto_captioner import LoraWorkbenchAutoCaptioner
 from .checkpoint_picker import LoraWorkbenchCheckpointPicker
+from .convert_lora import LoraWorkbenchConvertLora
 from .dataset_loader import LoraWorkbenchDatasetLoader
 from .host import routes
 from .regularization_images import LoraWorkbenchRegularizationImages
@@ -19,6 +20,7 @@ NODES = (
     LoraWorkbenchCheckpointPicker,
     LoraWorkbenchStackApply,
     LoraWorkbenchRegularizationImages,
+    LoraWorkbenchConvertLora,
 )
 
 

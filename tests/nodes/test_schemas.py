@@ -52,6 +52,11 @@ CONTRACT = {
         "model clip vae prompt count width height seed weight steps cfg sampler scheduler negative_prompt",
         "dataset LORA_DATASET, images IMAGE, report STRING",
     ),
+    "LoraWorkbenchConvertLora": (
+        "Convert LoRA",
+        "lora lora_name name form alpha precision",
+        "lora_stack LORA_STACK, lora_name STRING, report STRING",
+    ),
 }
 MOST_WIDGETS = 10
 TRAINING_NODES = (LoraWorkbenchTrainer, LoraWorkbenchTrainingSettings, LoraWorkbenchCheckpointPicker)

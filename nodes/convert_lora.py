@@ -1,0 +1,106 @@
+"""The Convert LoRA node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..lora_files.forms import COMFYUI, DIFFUSERS, FOLD, KEEP, KOHYA, converted, form_of
+from ..lora_files.layers import ALPHA, LORA, layers_of
+from ..training.embeddings import BUNDLED
+from .host import folders
+from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_rows import NONE
+from .lora_sources import chosen, size_of, state_of
+from .sockets import CATEGORY
+
+FORMS = (KOHYA, DIFFUSERS, COMFYUI)
+
+
+class LoraWorkbenchConvertLora(io.ComfyNode):
+    """Writes a LoRA again under the names that other programs look for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraWorkbenchConvertLora",
+            display_name="Convert LoRA",
+            category=CATEGORY,
+            description="Writes a LoRA in the form of another program: kohya, diffusers or ComfyUI.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "lora", options=[NONE, *folders.lora_names()], tooltip="The LoRA to convert. It stays as it is."
+                ),
+                io.String.Input(
+                    "lora_name",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
+                ),
+                name_input("converted"),
+                io.Combo.Input(
+                    "form",
+                    options=list(FORMS),
+                    tooltip="Whose names the layers get. kohya: read by nearly every program. diffusers: by diffusers, "
+                    "and by ComfyUI too. comfyui: the model's own names. ComfyUI loads all three alike.",
+                ),
+                io.Combo.Input(
+                    "alpha",
+                    options=[KEEP, FOLD],
+                    tooltip="keep: alpha stays a value of its own, and converting back gives the same tensors. fold: "
+                    "it is multiplied in and gone, for programs that do not read it, such as diffusers with SDXL.",
+                ),
+                precision_input(),
+            ],
+            outputs=file_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=NONE, lora_name=None, **_) -> list:
+        """Another file of the same name is another input."""
+        return state_of([lora_name or lora])
+
+    @classmethod
+    def execute(cls, lora, name, form, alpha, precision, lora_name=None) -> io.NodeOutput:
+        file, dtype = chosen(lora, lora_name), PRECISIONS[precision]
+        tensors = file.tensors
+        if alpha == FOLD and dtype is not None:
+            # Rounded once, after the product.
+            tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+        result = converted(tensors, form, alpha)
+        path, written = write_lora(name, result, told(file.entries, alpha), dtype)
+        before, after = len(layers_of(tensors)), len(layers_of(result))
+        lines = [
+            f"'{file.path.name}' ({form_of(layer_keys(tensors)) or 'mixed forms'}) -> '{written}' ({form}), "
+            f"{size_of(path)}",
+            f"{before:,} layers" if before == after else f"{before:,} layers in the file, {after:,} in the new one",
+            *remarks(result, form),
+        ]
+        return file_output(written, "\n".join(lines))
+
+
+def layer_keys(tensors: Iterable[str]) -> list[str]:
+    """The names of a file's tensors without those of embeddings, which every form calls alike."""
+    return [key for key in tensors if not key.startswith(BUNDLED)]
+
+
+def told(entries: Mapping[str, str], alpha: str) -> dict[str, str]:
+    """What the new file says of itself: all that the old one did, and an alpha that is gone equals the rank."""
+    if alpha == FOLD and "ss_network_dim" in entries:
+        return {**entries, "ss_network_alpha": entries["ss_network_dim"]}
+    return dict(entries)
+
+
+def remarks(tensors: Mapping[str, Tensor], form: str) -> list[str]:
+    """What diffusers will not read of a file in its form, though ComfyUI does."""
+    if form != DIFFUSERS:
+        return []
+    layers = layers_of(tensors)
+    others = sorted({layer.kind for layer in layers.values() if layer.kind != LORA})
+    lines = [f"diffusers reads plain LoRA layers only; this file has {', '.join(others)} too."] if others else []
+    if any(ALPHA in layer.parts and not name.startswith("transformer.") for name, layer in layers.items()):
+        lines.append("diffusers reads alpha of FLUX layers only: for use there, choose alpha 'fold'.")
+    return lines

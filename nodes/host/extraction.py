@@ -1,0 +1,113 @@
+"""What two loaded models differ in, weight by weight, under the names that LoRA loaders know the weights by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import comfy.lora
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ...lora_files.extraction import Pair, Stored
+from .weights import QUANTISED
+
+WEIGHT, NETWORK = ".weight", "diffusion_model."
+COPIES = 12
+"""So many float32 copies of the largest weight have room at once while it is taken apart."""
+Watch = Callable[[int, int], None]
+
+
+def model_pairs(model, base, watch: Watch) -> Iterator[Pair]:
+    """Every weight that two MODELs both have, one at a time."""
+    yield from _pairs(model, base, NETWORK, network_names(base), watch)
+
+
+def clip_pairs(clip, base, watch: Watch) -> Iterator[Pair]:
+    """Every weight that two CLIPs both have, one at a time."""
+    yield from _pairs(clip.patcher, base.patcher, None, text_names(base), watch)
+
+
+def network_names(model) -> dict[str, str]:
+    """A weight's key -> its layer's name in a LoRA file, in kohya's words."""
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    named = {key: f"lora_unet_{_plain(key, NETWORK)}" for key in known.values() if isinstance(key, str)}
+    return {key: name for key, name in named.items() if known.get(name) == key}
+
+
+def text_names(clip) -> dict[str, str]:
+    """The same for text encoders: `lora_te1_` and so on, `lora_te_` for an only one, else as ComfyUI calls it."""
+    named: dict[str, list[str]] = {}
+    for name, key in comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}).items():
+        named.setdefault(key, []).append(name)
+    several = len({key.split(".")[0] for key in named}) > 1
+    return {key: min(names, key=lambda name: _preference(name, several)) for key, names in named.items()}
+
+
+def _preference(name: str, several: bool) -> tuple[int, int]:
+    """Lowest for the name by which kohya's scripts call it: T5 is lora_te3 there, which OneTrainer calls lora_te2."""
+    found = re.match(r"lora_te(\d*)_", name)
+    if not found:
+        return 2, 0
+    number = int(found[1] or 0)
+    return int((number > 0) != several), -number
+
+
+def _plain(key: str, prefix: str) -> str:
+    return key.removeprefix(prefix).removesuffix(WEIGHT).replace(".", "_")
+
+
+def _pairs(model, base, prefix: str | None, names: dict[str, str], watch: Watch) -> Iterator[Pair]:
+    ours, theirs = model.get_key_patches(prefix), base.get_key_patches(prefix)
+    keys = [key for key in ours if key in theirs]
+    if not keys:
+        raise ValueError("The two models share no layer: choose a model and the one it was made from.")
+    device = _device(base, theirs)
+    for done, key in enumerate(keys, 1):
+        watch(done, len(keys))
+        before, after = theirs[key], ours[key]
+        shared = _is_same(before[0][0], after[0][0])
+        if shared and len(before) == len(after) == 1:
+            continue
+        stored = Stored.of(torch.float32) if shared else max(map(_stored, (before, after)), key=lambda kind: kind.eps)
+        with torch.inference_mode():
+            yield Pair(names.get(key, ""), _weight(after, key, device), _weight(before, key, device), stored)
+
+
+def _device(patcher, entries: dict[str, list]) -> torch.device:
+    """Where to compute: the GPU, with room made for the largest weight, or else the CPU."""
+    device = patcher.load_device
+    if device.type != "cuda":  # others lack float64
+        return torch.device("cpu")
+    largest = max(entry[0][0].numel() for entry in entries.values())
+    mm.free_memory(COPIES * 4 * largest, device)
+    return device
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two models share a weight; a quantised one shares it only as the same object."""
+    if one is other or isinstance(one, QUANTISED) or isinstance(other, QUANTISED):
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and one.data_ptr() == other.data_ptr() != 0
+
+
+def _stored(entry: list) -> Stored:
+    weight = entry[0][0]
+    data = getattr(weight, "_qdata", weight)
+    if data.is_floating_point():
+        return Stored.of(data.dtype)
+    return Stored("whole numbers of few bits", 0.25)
+
+
+def _weight(entry: list, key: str, device: torch.device) -> Tensor:
+    """The weight in float32 with all its patches, as they would be put on in full precision."""
+    (weight, convert), *patches = entry
+    weight = convert(weight)
+    weight = weight.dequantize() if isinstance(weight, QUANTISED) else weight
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"'{key}' is stored in a form whose numbers cannot be read here: load both models from .safetensors files."
+        )
+    weight = weight.to(device, torch.float32, copy=True)
+    return comfy.lora.calculate_weight(patches, weight, key) if patches else weight

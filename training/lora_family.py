@@ -82,9 +82,8 @@ def family_of(file: Iterable[str] | Mapping[str, str]) -> str | None:
 
 
 def _first_match(patterns: Mapping[str, str], texts: list[str]) -> str | None:
-    return next(
-        (family for family, pattern in patterns.items() if any(re.search(pattern, text) for text in texts)), None
-    )
+    lines = "\n".join(texts)  # one search for each pattern; thousands of short ones take ten times as long
+    return next((family for family, pattern in patterns.items() if re.search(pattern, lines, re.MULTILINE)), None)
 
 
 def title(family: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .patches import key_map
 
 Version = tuple[Path, int, int]
 MOST_NODES = 8
+ENDS = re.compile(r"\.|_lora(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class ReadLora:
     version: Version
     tensors: dict[str, Tensor]
     entries: dict[str, str]
-    family: str | None = None
+    family: str | None
+    layers: frozenset[str]
+    """What its tensors' names begin with; no other of the loader's names needs to be looked for in it."""
 
 
 class Shelf:
@@ -81,7 +85,12 @@ def _read(version: Version) -> ReadLora:
     # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
     layers = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
     layers = comfy.lora_convert.convert_lora(layers)
-    return ReadLora(version, layers, entries, family_of(entries) or family_of(tensors))
+    return ReadLora(version, layers, entries, family_of(entries) or family_of(tensors), beginnings(layers))
+
+
+def beginnings(names: Iterable[str]) -> frozenset[str]:
+    """All that can be the name of a layer: what stands before any dot of a name, or before `_lora`."""
+    return frozenset(name[: end.start()] for name in names for end in ENDS.finditer(name))
 
 
 class Chain:
@@ -101,7 +110,8 @@ class Chain:
         if self.keys is None:
             self.keys = key_map(self.model, self.clip)
             self.model, self.clip = self.model.clone(), self.clip and self.clip.clone()
-        patches = comfy.lora.load_lora(lora.tensors, self.keys, log_missing=False)
+        keys = {name: target for name, target in self.keys.items() if name in lora.layers}
+        patches = comfy.lora.load_lora(lora.tensors, keys, log_missing=False)
         parts = blocks.split(patches, strengths) if strengths else {1.0: patches}
         sides = [(self.model, self.model, strength_model)]
         if self.clip is not None:

@@ -254,7 +254,7 @@ def trigger_words(entries: Mapping[str, str]) -> list[str]:
         folders_of_tags = json.loads(entries.get("ss_tag_frequency", "{}"))
         counts = [item for tags in folders_of_tags.values() for item in tags.items()]
         return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return []
 
 

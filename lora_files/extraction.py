@@ -6,7 +6,8 @@ rounded by is no part of it: rounding to steps of eps 2^floor(log2 |w|) moves we
     r^2 = eps^2 / 12 * 0.541 |W|^2
 
 in all (0.541 = E[m^-2] of a mantissa m spread evenly over its logarithm), as noise whose parts reach up to
-s (sqrt(out) + sqrt(in)), s^2 = r^2 / (out in) (Marchenko & Pastur 1967). Parts below that are left out.
+s (sqrt(out) + sqrt(in)), s^2 = r^2 / (out in) (Marchenko & Pastur 1967). Parts below that, and a little above, since
+large weights are rounded more, are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .layers import lora_tensors
 from .low_rank import of_change, share
 
 MANTISSA = 0.541
+MARGIN = 1.25
 SAID_FROM = 0.05
 """Rounding below this share of the difference is not worth a word."""
 
@@ -109,15 +111,14 @@ def _layer(pair: Pair, rank: int, energy: float, tally: _Tally) -> dict[str, Ten
     noise = _rounding(base, pair.stored.eps)
     del base
     spectrum = of_change(change, min(rank, *change.shape))
-    noise = min(noise, spectrum.whole)
-    edge = (noise / change.numel()) ** 0.5 * sum(size**0.5 for size in change.shape)
-    count = min(spectrum.count_for(rank, energy), int((spectrum.sizes > edge).sum()))
-    tally.whole, tally.kept = tally.whole + spectrum.whole, tally.kept + spectrum.kept(count)
-    tally.noise += noise
+    tally.whole, tally.noise = tally.whole + spectrum.whole, tally.noise + min(noise, spectrum.whole)
     tally.stored.add(pair.stored)
-    if not count:
+    edge = MARGIN * (noise / change.numel()) ** 0.5 * sum(size**0.5 for size in change.shape)
+    count = min(spectrum.count_for(rank, energy), int((spectrum.sizes > edge).sum()))
+    if not count or noise >= spectrum.whole:
         tally.rounded += 1
         return {}
+    tally.kept += spectrum.kept(count)
     factors = spectrum.first(count)
     return lora_tensors(pair.name, factors.up.cpu(), factors.down.cpu(), count, shape)
 

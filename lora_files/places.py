@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .layer_names import CLIP_G, CLIP_L, MODEL, T5, names_of
+from .layer_names import CLIP_G, CLIP_L, MODEL, T5, Address, names_of
 
 NETWORKS = {MODEL: "model", CLIP_L: "CLIP-L", CLIP_G: "CLIP-G", T5: "T5"}
 ATTENTION, CROSS, FEED_FORWARD, BOTH, OTHER = PARTS = (
@@ -57,10 +57,13 @@ def places_of(names: Iterable[str]) -> dict[str, Place]:
     """The place of each layer of a file, by its name there, in any form and of any family."""
     names = list(names)
     addresses = names_of(names).addresses
-    return {
-        name: _place(addresses[name].network, addresses[name].path) if addresses[name] else _guessed(name)
-        for name in names
-    }
+    return {name: _named(name, addresses[name]) if addresses[name] else _guessed(name) for name in names}
+
+
+def _named(name: str, address: Address) -> Place:
+    """The place of a layer we know; of a piece of a fused layer its own name says what it is part of."""
+    place = _place(address.network, address.path)
+    return place if address.piece is None else Place(place.network, place.block, _part(name))
 
 
 def _guessed(name: str) -> Place:
@@ -73,7 +76,11 @@ def _guessed(name: str) -> Place:
 
 
 def _place(network: str, path: str) -> Place:
-    return Place(network, _block(path), next((kind for pattern, kind in KINDS if re.search(pattern, path)), OTHER))
+    return Place(network, _block(path), _part(path))
+
+
+def _part(path: str) -> str:
+    return next((kind for pattern, kind in KINDS if re.search(pattern, path)), OTHER)
 
 
 def _block(path: str) -> str:

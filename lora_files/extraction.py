@@ -55,12 +55,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Extraction:
-    """A LoRA; `kept` is |what it changes| / |the difference of all the layers it could change|."""
+    """A LoRA; `kept` is |what it changes| / |the difference of all layers that a LoRA can change|.
+
+    `rounding` is the share of that difference that storing the weights made, `precision` what suits the file.
+    """
 
     tensors: dict[str, Tensor]
     kept: float
     ranks: dict[str, int]
     rounding: float
+    precision: torch.dtype
     notes: list[str]
 
 
@@ -96,7 +100,8 @@ def extracted(pairs: Iterable[Pair], rank: int, energy: float = 1.0) -> Extracti
     if not tensors:
         raise ValueError(_nothing(tally))
     rounding = share(tally.noise, tally.whole)
-    return Extraction(tensors, share(tally.kept, tally.whole), ranks, rounding, _notes(tally, rounding))
+    precision = torch.float32 if all(kind.eps <= 2.0**-23 for kind in tally.stored) else torch.float16
+    return Extraction(tensors, share(tally.kept, tally.whole), ranks, rounding, precision, _notes(tally, rounding))
 
 
 def _layer(pair: Pair, rank: int, energy: float, tally: _Tally) -> dict[str, Tensor]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path, PureWindowsPath
 
 import comfy.lora
 import comfy.model_management as mm
+import folder_paths
 import torch
 from torch import Tensor
 
 from ...lora_files.extraction import Pair, Stored
 from .weights import QUANTISED
 
+FOLDERS, SUFFIXES = ("checkpoints", "diffusion_models"), (".safetensors", ".sft")
 WEIGHT, NETWORK = ".weight", "diffusion_model."
 COPIES = 12
 """So many float32 copies of the largest weight have room at once while it is taken apart."""
@@ -72,7 +76,9 @@ def _pairs(model, base, prefix: str | None, names: dict[str, str], watch: Watch)
             continue
         stored = Stored.of(torch.float32) if shared else max(map(_stored, (before, after)), key=lambda kind: kind.eps)
         with torch.inference_mode():
-            yield Pair(names.get(key, ""), _weight(after, key, device), _weight(before, key, device), stored)
+            pair = Pair(names.get(key, ""), _weight(after, key, device), _weight(before, key, device), stored)
+        yield pair
+        del pair
 
 
 def _device(patcher, entries: dict[str, list]) -> torch.device:
@@ -111,3 +117,27 @@ def _weight(entry: list, key: str, device: torch.device) -> Tensor:
         )
     weight = weight.to(device, torch.float32, copy=True)
     return comfy.lora.calculate_weight(patches, weight, key) if patches else weight
+
+
+def model_file_names() -> list[str]:
+    """The model files there are, with the folder each is in before its name."""
+    return [
+        f"{folder}/{name}"
+        for folder in FOLDERS
+        for name in folder_paths.get_filename_list(folder)
+        if name.lower().endswith(SUFFIXES)
+    ]
+
+
+def model_file_path(name: str) -> Path:
+    """The model file of that name, as `model_file_names` gives it; ValueError when there is none in these folders."""
+    folder, _, rest = name.replace("\\", "/").partition("/")
+    path = PureWindowsPath(rest)
+    inside = folder in FOLDERS and not path.anchor and ".." not in path.parts and "\0" not in rest
+    found = inside and rest.lower().endswith(SUFFIXES) and folder_paths.get_full_path(folder, os.path.join(*path.parts))
+    if not found:
+        raise ValueError(
+            f"The model file '{name}' is not in the checkpoints or diffusion_models folder. Put the file back, or "
+            "choose another one."
+        )
+    return Path(found)

@@ -3,7 +3,9 @@ import { element, fill } from "./dom.js";
 import { familyName, fileName, share, strengthText } from "./stack_words.js";
 
 const COLUMNS = ["LoRA", "strength", "family", "rank", "keys", "change"];
+const PAIR_COLUMNS = ["LoRAs together", "fight over", "overlap"];
 const MOST_PAIRS = 6;
+const OVERLAP_TITLE = "Cosine of the two changes: 1 where both do the same, 0 where they have nothing in common, −1 where they undo one another";
 
 export class XRay {
   /** `toggled` is called when the part is opened or closed. */
@@ -17,13 +19,14 @@ export class XRay {
   show({ rows = [], guidance = "", overlaps = [] }) {
     this.root.hidden = !rows.length;
     const most = Math.max(...rows.map(({ relative_norm: norm }) => norm ?? 0));
-    const heads = COLUMNS.map((name) => element("th", { scope: "col" }, name));
     const lines = rows.map((row) => lineOf(row, most));
-    const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...lines));
+    const table = element("table", {}, headsOf(COLUMNS), element("tbody", {}, ...lines));
     const strongest = [...overlaps].sort((one, other) => Math.abs(other.cosine) - Math.abs(one.cosine)).slice(0, MOST_PAIRS);
-    const pairs = element("ul", { className: "lw-pairs" }, ...strongest.map(pairOf));
+    const pairs = element("table", { className: "lw-pairs" }, headsOf(PAIR_COLUMNS), element("tbody", {}, ...strongest.map(pairOf)));
     pairs.hidden = !strongest.length;
-    fill(this.body, [table, pairs, element("p", { className: "lw-guidance" }, guidance)]);
+    const advice = element("p", { className: "lw-guidance" }, guidance);
+    advice.hidden = !guidance;
+    fill(this.body, [table, pairs, advice]);
   }
 }
 
@@ -38,8 +41,16 @@ function lineOf(row, most) {
   return element("tr", {}, name, ...cells.map((text) => element("td", {}, String(text))), keys, change);
 }
 
-function pairOf({ a, b, cosine, layers = [] }) {
-  const fight = layers.length ? `, fighting over ${layers.join(", ")}` : "";
-  const number = element("b", {}, `${cosine < 0 ? "−" : ""}${Math.abs(cosine).toFixed(2)}`);
-  return element("li", { title: `${a} and ${b}: overlap ${cosine}${fight}` }, `${fileName(a)} and ${fileName(b)} overlap by `, number, fight);
+/** How alike two LoRAs are, from opposed over having nothing in common to equal, and where they work against one another. */
+function pairOf({ a, b, cosine, fights = 0, layers = [] }) {
+  const bar = element("i", {});
+  bar.style.width = `${50 * Math.min(1, Math.abs(cosine))}%`;
+  bar.style[cosine < 0 ? "right" : "left"] = "50%";
+  const number = `${cosine < 0 ? "−" : ""}${Math.abs(cosine).toFixed(2)}`;
+  const overlap = element("td", { className: "lw-overlap", title: OVERLAP_TITLE }, element("span", {}, bar), number);
+  const fight = element("td", { title: layers.join("\n") }, fights ? `${fights} layer${fights === 1 ? "" : "s"}` : "–");
+  const names = `${fileName(a)} · ${fileName(b)}`;
+  return element("tr", {}, element("td", { className: "lw-xray-name", title: `${a}\n${b}` }, names), fight, overlap);
 }
+
+const headsOf = (names) => element("thead", {}, element("tr", {}, ...names.map((name) => element("th", { scope: "col" }, name))));

@@ -6,8 +6,12 @@ from .auto_captioner import LoraWorkbenchAutoCaptioner
 from .checkpoint_picker import LoraWorkbenchCheckpointPicker
 from .convert_lora import LoraWorkbenchConvertLora
 from .dataset_loader import LoraWorkbenchDatasetLoader
+from .extract_lora import LoraWorkbenchExtractLora
 from .host import routes
+from .inspect_lora import LoraWorkbenchInspectLora
+from .merge_loras import LoraWorkbenchMergeLoras
 from .regularization_images import LoraWorkbenchRegularizationImages
+from .resize_lora import LoraWorkbenchResizeLora
 from .stack_apply import LoraWorkbenchStackApply
 from .trainer import LoraWorkbenchTrainer
 from .training_settings import LoraWorkbenchTrainingSettings
@@ -21,6 +25,10 @@ NODES = (
     LoraWorkbenchStackApply,
     LoraWorkbenchRegularizationImages,
     LoraWorkbenchConvertLora,
+    LoraWorkbenchInspectLora,
+    LoraWorkbenchMergeLoras,
+    LoraWorkbenchExtractLora,
+    LoraWorkbenchResizeLora,
 )
 
 

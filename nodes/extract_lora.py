@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..lora_files.extraction import Extraction, Pair, extracted
 from ..lora_files.model_files import file_pairs
 from ..training.description import OURS
-from ..training.families import FLUX, SD1, SDXL
+from ..training.families import FLUX, SD15, SDXL
 from ..training.lora_family import family_of
 from .host import loras
 from .host.extraction import clip_pairs, model_file_names, model_file_path, model_pairs
@@ -21,7 +21,7 @@ from .lora_rows import NONE, is_none
 from .lora_sources import percent, ranks_in_words, size_of
 from .sockets import CATEGORY
 
-FAMILIES = {"sdxl": SDXL, "flux": FLUX, "sd1": SD1}
+FAMILIES = {"sdxl": SDXL, "flux": FLUX, "sd1": SD15}
 
 
 class LoraWorkbenchExtractLora(io.ComfyNode):

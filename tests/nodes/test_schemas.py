@@ -57,6 +57,26 @@ CONTRACT = {
         "lora lora_name name form alpha precision",
         "lora_stack LORA_STACK, lora_name STRING, report STRING",
     ),
+    "LoraWorkbenchInspectLora": (
+        "Inspect LoRA",
+        "lora lora_name write_workflow",
+        "report STRING, chart IMAGE, workflow STRING",
+    ),
+    "LoraWorkbenchMergeLoras": (
+        "Merge LoRAs",
+        "lora_stack lora_1 weight_1 lora_2 weight_2 name method rank density seed precision",
+        "lora_stack LORA_STACK, lora_name STRING, report STRING",
+    ),
+    "LoraWorkbenchExtractLora": (
+        "Extract LoRA",
+        "model model_base clip clip_base file file_base name rank energy precision",
+        "lora_stack LORA_STACK, lora_name STRING, report STRING",
+    ),
+    "LoraWorkbenchResizeLora": (
+        "Resize LoRA",
+        "lora lora_name name by rank energy ratio precision",
+        "lora_stack LORA_STACK, lora_name STRING, report STRING",
+    ),
 }
 MOST_WIDGETS = 10
 TRAINING_NODES = (LoraWorkbenchTrainer, LoraWorkbenchTrainingSettings, LoraWorkbenchCheckpointPicker)

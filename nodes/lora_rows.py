@@ -19,13 +19,17 @@ AROUND = re.compile(r"(?P<before>[ \t]*,?[ \t]*)(?:<lora:[^<>]*>[ \t]*)+(?P<afte
 
 @dataclass(frozen=True)
 class LoraRow:
-    """One LoRA that is asked for; a strength of None is the one its file recommends, else 1."""
+    """One LoRA that is asked for; a strength of None is the one its file recommends, else 1.
+
+    `note` is what is to be said about where its file was found.
+    """
 
     name: str
     strength_model: float | None = None
     strength_clip: float | None = None
     on: bool = True
     blocks: str = ""
+    note: str = ""
 
     def reaches(self, with_clip: bool) -> bool:
         """Whether a strength is not 0, or not known yet; that on the CLIP counts only where there is one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..training.description import STRENGTH, trigger_words
 from ..training.lora_family import mismatch, title
 from .host import folders, loras
 from .host.blocks import block_strengths
-from .host.lora_chain import SHELF, Chain, ReadLora
+from .host.lora_chain import SHELF, Chain, ReadLora, version_of
 from .host.xray import Applied
 from .host.xray import xray as look_through
 from .lora_names import found
@@ -113,6 +114,13 @@ class LoraWorkbenchStackApply(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, rows="[]", **widgets) -> list:
+        """A file of a row that was written anew is put on anew; nothing is read for this."""
+        with suppress(ValueError):
+            return [version_of(path) for path in files_of([*widget_rows(widgets), *json_rows(rows)])]
+        return []
+
+    @classmethod
     def execute(
         cls, model, clip=None, lora_stack=None, rows="[]", missing=ERROR, prompt=None, xray=SHORT, **widgets
     ) -> io.NodeOutput:
@@ -122,7 +130,8 @@ class LoraWorkbenchStackApply(io.ComfyNode):
         wanted, notes = named([row for row in asked if row.on], missing)
         chain = Chain(model, clip)
         applied, stack, left_out = put_on(chain, wanted, loras.model_family(model))
-        SHELF.keep(cls.hidden.unique_id, [path_of(row) for row in asked])
+        # Also what is switched off for now: switching it on again reads nothing.
+        SHELF.keep(cls.hidden.unique_id, files_of([*wanted, *(row for row in asked if not row.on)]))
         triggers = dict.fromkeys(word for one in applied for word in trigger_words(one.entries))
         lines, table = [*notes, *left_out], None
         if applied and xray != OFF:
@@ -161,21 +170,17 @@ def row_inputs(number: int, names: list[str]) -> list:
 
 
 def named(rows: Sequence[LoraRow], missing: str) -> tuple[list[LoraRow], list[str]]:
-    """The rows with the names of the files they mean, and what to say of those that were moved or left out.
+    """The rows with the names of the files they mean, and what to say of those that are left out.
 
     ValueError for a file that is missing, unless it is to be skipped.
     """
     names = folders.lora_names()
-    kept, notes = [], []
-    for row in rows:
-        file = found(row.name, names)
-        if file.name:
-            kept.append(replace(row, name=file.name))
-        elif missing != SKIP:
-            raise ValueError(file.note)
-        if file.note:
-            notes.append(file.note if file.name else f"Left out: {file.note}")
-    return kept, notes
+    files = [found(row.name, names) for row in rows]
+    gone = [file.note for file in files if not file.name]
+    if gone and missing != SKIP:
+        raise ValueError(gone[0])
+    there = [replace(row, name=file.name, note=file.note) for row, file in zip(rows, files, strict=True) if file.name]
+    return there, [f"Left out: {note}" for note in gone]
 
 
 def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[Applied], list[tuple], list[str]]:
@@ -183,7 +188,7 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
     applied, stack, notes = [], [], []
     for row in rows:
         file = None
-        if row.reaches(chain.clip is not None):
+        if row.reaches(chain.clip is not None) or None in (row.strength_model, row.strength_clip):
             file = SHELF.take(folders.lora_path(row.name))
             check_family(file, family)
             row = row.settled(recommended(file.entries))
@@ -193,9 +198,8 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
             continue
         strengths, by_block = (row.strength_model, row.strength_clip), block_strengths(row.blocks)
         patches = chain.add(file, *strengths, by_block)
-        applied.append(
-            Applied(row.name, file.tensors, patches, *strengths, file.entries, file.version, blocks=by_block)
-        )
+        about = {"entries": file.entries, "content": file.version, "blocks": by_block, "note": row.note}
+        applied.append(Applied(row.name, file.tensors, patches, *strengths, **about))
     return applied, stack, notes
 
 
@@ -208,12 +212,13 @@ def check_family(file: ReadLora, given: str) -> None:
         )
 
 
-def path_of(row: LoraRow) -> Path | None:
-    """The file of a row, also of one that is off; None where there is none."""
-    try:
-        return folders.lora_path(found(row.name, folders.lora_names()).name)
-    except ValueError:
-        return None
+def files_of(rows: Iterable[LoraRow]) -> list[Path]:
+    """The files of the rows that are where the rows say."""
+    paths = []
+    for row in rows:
+        with suppress(ValueError):
+            paths.append(folders.lora_path(row.name))
+    return paths
 
 
 def line_about(one: Applied, with_clip: bool) -> str:
@@ -222,4 +227,5 @@ def line_about(one: Applied, with_clip: bool) -> str:
     layers = len(one.patches)
     reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
     advised = one.entries.get(STRENGTH, "")
-    return f"{one.name}: {strengths}{f' (recommended {advised})' if advised else ''}, {reached}"
+    line = f"{one.name}: {strengths}{f' (recommended {advised})' if advised else ''}, {reached}"
+    return f"{line} ({one.note})" if one.note else line

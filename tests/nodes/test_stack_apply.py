@@ -3,28 +3,30 @@
 import copy
 import json
 
-import comfy.model_management as mm
 import folder_paths
-import hosttoys
 import pytest
 import queueing
 import torch
 from comfy_server import GraphRefused
 from safetensors.torch import save_file
+from stacktoys import ADAPTERS, DORA, KINDS, LOHA, LOKR, LORA, apply, chained, weights, write
 
 import nodes
 from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.stack_apply import LoraWorkbenchStackApply
-from lora_workbench.training import lora_file
-from lora_workbench.training.config import LoraConfig
 
 pytestmark = pytest.mark.comfy
-KINDS = ("sdxl", "flux")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-NAMES = ("one.safetensors", "people/two.safetensors", "people/close/three.safetensors", "four.safetensors")
-STRENGTHS = ((1.0, 1.0), (0.7, 0.35), (-0.4, 1.3), (1.15, 0.0))
-VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1"}
-CONFIG = LoraConfig(rank=3, alpha=1.5)
+FILES = {
+    "one.safetensors": (LORA,),
+    "people/two.safetensors": (LOHA,),
+    "people/close/three.safetensors": (LOKR,),
+    "four.safetensors": (DORA,),
+    "five.safetensors": ADAPTERS,
+    "six.safetensors": (LORA,),
+}
+NAMES = tuple(FILES)
+STRENGTHS = ((1.0, 1.0), (0.7, 0.35), (-0.4, 1.3), (1.15, 0.0), (0.5, 0.8), (0.0, 0.6))
 TEXT_ENCODERS = ("lora_te1_", "lora_te2_")
 
 
@@ -42,50 +44,19 @@ def reads(monkeypatch):
     return read
 
 
-def write(folder, name, kind, seed=0, metadata=None):
-    """A LoRA for every layer of the model and one of its text encoder."""
-    adapters = hosttoys.attach(hosttoys.loaded(queueing.shared_models(kind)[0]), active=False)
-    random = torch.Generator().manual_seed(seed)
-    tensors = lora_file.file_tensors(adapters.state(), CONFIG, torch.float32)
-    text = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
-    tensors |= {f"{text}.lora_down.weight": torch.empty(3, 64), f"{text}.lora_up.weight": torch.empty(128, 3)}
-    for key, tensor in tensors.items():
-        if not key.endswith(".alpha"):
-            tensors[key] = 0.1 * torch.randn(tensor.shape, generator=random)
-    tensors[f"{text}.alpha"] = torch.tensor(1.5)
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    described = {"ss_base_model_version": VERSIONS[kind]} if metadata is None else metadata
-    save_file(tensors, folder / name, described)
+@pytest.fixture
+def write_all(folder):
+    """Six files of all kinds, each for every third layer."""
+
+    def written(kind, every=3):
+        for seed, (name, adapters) in enumerate(FILES.items()):
+            write(folder, name, kind, seed, adapters=adapters, every=every)
+
+    return written
 
 
-def write_all(folder, kind):
-    for seed, name in enumerate(NAMES):
-        write(folder, name, kind, seed)
-
-
-def apply(model, clip=None, lora_stack=None, *rows, **changes):
-    """The node's outputs; each row is (name, strength_model, strength_clip) or that and whether it is on."""
-    inputs = {}
-    for number in range(1, 5):
-        row = rows[number - 1] if number <= len(rows) else ("none", 1.0, 1.0)
-        for name, value in zip(("lora", "strength_model", "strength_clip", "on"), (*row, True), strict=False):
-            inputs[f"{name}_{number}"] = value
-    return queueing.run(LoraWorkbenchStackApply, model=model, clip=clip, lora_stack=lora_stack, **inputs | changes)
-
-
-def chained(model, clip, rows):
-    """The same by ComfyUI's own nodes."""
-    with torch.inference_mode():
-        for row in rows:
-            model, clip = nodes.LoraLoader().load_lora(model, clip, *row)
-    return model, clip
-
-
-def weights(patcher):
-    """All weights as they are once ComfyUI has loaded the model with its patches."""
-    with torch.inference_mode():
-        mm.load_models_gpu([patcher], force_patch_weights=True)
-        return hosttoys.digest(patcher.model.state_dict())
+def as_json(rows):
+    return json.dumps([{"lora": name, "model": on_model, "clip": on_clip} for name, on_model, on_clip in rows])
 
 
 def picture(kind, model, clip):
@@ -101,27 +72,49 @@ def picture(kind, model, clip):
 
 
 @every_kind
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_promise_11_a_stack_equals_chained_load_lora_nodes(kind, count, folder):
-    write_all(folder, kind)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_promise_11_a_stack_equals_chained_load_lora_nodes(kind, count, write_all):
+    """LoRA, LoHa, LoKr, DoRA and a file of all four, from a stack, from the first rows and from the growing ones."""
+    write_all(kind)
     rows = [(name, *strengths) for name, strengths in zip(NAMES, STRENGTHS, strict=True)][:count]
     model, clip, _ = queueing.shared_models(kind)
-    bare = picture(kind, model, clip)
-    incoming, own = rows[: count // 2], rows[count // 2 :]
+    incoming, own, more = rows[: count // 3], rows[count // 3 : 2 * count // 3], rows[2 * count // 3 :]
     stack = [(name.replace("/", separator), *rest) for (name, *rest), separator in zip(incoming, "/\\", strict=False)]
-    ours, theirs = apply(model, clip, stack, *own), chained(model, clip, rows)
+    ours = apply(model, clip, stack, *own, rows=as_json(more))
+    theirs = chained(model, clip, rows)
     assert weights(ours["model"]) == weights(theirs[0]) != weights(model)
     assert weights(ours["clip"].patcher) == weights(theirs[1].patcher) != weights(clip.patcher)
-    assert ours["model"].get_attachment("lora_metadata") == theirs[0].get_attachment("lora_metadata")
+    assert ours["model"].attachments == theirs[0].attachments
+    assert ours["clip"].patcher.attachments == theirs[1].patcher.attachments
+
+
+@every_kind
+def test_promise_11_its_pictures_are_those_of_the_chain_and_the_model_stays_as_it_was(kind, write_all):
+    write_all(kind)
+    rows = [(name, *strengths) for name, strengths in zip(NAMES, STRENGTHS, strict=True)]
+    model, clip, _ = queueing.shared_models(kind)
+    bare = picture(kind, model, clip)
+    ours = apply(model, clip, rows)
     drawn = picture(kind, ours["model"], ours["clip"])
-    assert torch.equal(drawn, picture(kind, *theirs))
+    assert torch.equal(drawn, picture(kind, *chained(model, clip, rows)))
     assert not torch.equal(drawn, bare)
     assert torch.equal(picture(kind, model, clip), bare)
 
 
 @every_kind
-def test_without_a_clip_it_equals_the_loader_for_models_only(kind, folder):
-    write_all(folder, kind)
+def test_it_also_equals_the_chain_on_a_model_that_others_patched_and_under_others(kind, write_all):
+    write_all(kind, every=8)
+    rows = [(name, *strengths) for name, strengths in zip(NAMES, STRENGTHS, strict=True)]
+    model, clip, _ = queueing.shared_models(kind)
+    ours = apply(*chained(model, clip, rows[:2]), rows[2:4])
+    ours = chained(ours["model"], ours["clip"], rows[4:])
+    assert weights(ours[0]) == weights(chained(model, clip, rows)[0])
+    assert weights(ours[1].patcher) == weights(chained(model, clip, rows)[1].patcher)
+
+
+@every_kind
+def test_without_a_clip_it_equals_the_loader_for_models_only(kind, write_all):
+    write_all(kind)
     model = queueing.shared_models(kind)[0]
     result = apply(model, None, None, (NAMES[0], 0.8, 0.5), (NAMES[1], 0.0, 1.0))
     with torch.inference_mode():
@@ -132,8 +125,8 @@ def test_without_a_clip_it_equals_the_loader_for_models_only(kind, folder):
 
 
 @every_kind
-def test_strength_0_leaves_that_side_as_it_was(kind, folder):
-    write_all(folder, kind)
+def test_strength_0_leaves_that_side_as_it_was(kind, write_all):
+    write_all(kind)
     model, clip, _ = queueing.shared_models(kind)
     for strengths in ((1.0, 0.0), (0.0, 1.0)):
         result, expected = (
@@ -151,8 +144,8 @@ def test_strength_0_leaves_that_side_as_it_was(kind, folder):
 # Stacks
 
 
-def test_the_incoming_stack_is_never_changed_and_comes_first(folder):
-    write_all(folder, "sdxl")
+def test_the_incoming_stack_is_never_changed_and_comes_first(write_all):
+    write_all("sdxl")
     model, clip, _ = queueing.shared_models("sdxl")
     stack = [(NAMES[1], 0.5, 0.25)]
     before = copy.deepcopy(stack)
@@ -163,8 +156,8 @@ def test_the_incoming_stack_is_never_changed_and_comes_first(folder):
     assert weights(again["model"]) == weights(result["model"])
 
 
-def test_each_file_is_read_once(folder, reads):
-    write_all(folder, "sdxl")
+def test_each_file_is_read_once(write_all, reads):
+    write_all("sdxl")
     model, clip, _ = queueing.shared_models("sdxl")
     rows = [(NAMES[1], 0.5, 0.5), (NAMES[1].replace("/", "\\"), 0.25, 0.25), (NAMES[0], 1.0, 1.0)]
     result = apply(model, clip, rows, (NAMES[1], 0.1, 0.1))
@@ -174,8 +167,8 @@ def test_each_file_is_read_once(folder, reads):
     )
 
 
-def test_rows_that_are_off_or_empty_do_nothing(folder, reads):
-    write_all(folder, "sdxl")
+def test_rows_that_are_off_or_empty_do_nothing(write_all, reads):
+    write_all("sdxl")
     model, clip, _ = queueing.shared_models("sdxl")
     result = apply(
         model, clip, None, (NAMES[0], 1.0, 1.0, False), ("none", 1.0, 1.0), ("gone.safetensors", 1.0, 1.0, False)
@@ -185,8 +178,8 @@ def test_rows_that_are_off_or_empty_do_nothing(folder, reads):
     assert reads == []
 
 
-def test_entries_without_a_lora_are_passed_over_as_other_packs_do(folder):
-    write_all(folder, "sdxl")
+def test_entries_without_a_lora_are_passed_over_as_other_packs_do(write_all):
+    write_all("sdxl")
     model, clip, _ = queueing.shared_models("sdxl")
     result = apply(model, clip, [("None", 1.0, 1.0), ["", 1, 1], [NAMES[0], 1, 1]])
     assert result["lora_stack"] == [(NAMES[0], 1.0, 1.0)]
@@ -228,8 +221,8 @@ def test_comfyui_refuses_to_queue_a_missing_file(server):
         server.submit(graph)
 
 
-def test_a_stack_with_a_missing_file_is_refused_before_any_file_is_read(folder, reads):
-    write_all(folder, "sdxl")
+def test_a_stack_with_a_missing_file_is_refused_before_any_file_is_read(write_all, reads):
+    write_all("sdxl")
     with pytest.raises(ValueError, match="The LoRA 'gone.safetensors' is not in the loras folder"):
         apply(queueing.shared_models("sdxl")[0], None, [(NAMES[0], 1.0, 1.0), ("gone.safetensors", 1.0, 1.0)])
     assert reads == []

@@ -98,7 +98,7 @@ def _moved(
         taken = _naming(members, in_pieces, _plain_parts(members[None]), len(called))
         yield from ((called[piece], parts) for piece, parts in taken.items())
     elif address == Address(MODEL, flux_names.SWAPPED) and ("norm_out" in members[None].name) != (form == DIFFUSERS):
-        yield called[0], _swapped(_plain_parts(members[None]))
+        yield called[0], _naming(members, _swapped, _plain_parts(members[None]))
     else:
         yield called[0], members[None].parts
 
@@ -134,6 +134,8 @@ def _naming(members: Mapping[int | None, Layer], change: Callable[..., Made], *g
 
 def _swapped(parts: Parts) -> Parts:
     """The two halves of the rows in the other order."""
+    if len(parts[UP]) % 2:
+        raise ValueError(f"its {len(parts[UP])} rows have no two halves")
     first, second = parts[UP].chunk(2)
     return {**parts, UP: torch.cat([second, first])}
 

@@ -78,7 +78,7 @@ class Names:
 
     addresses: dict[str, Address | None]
     unet: UNet
-    single_clip: bool = False
+    sd15: bool = False
 
     def called(self, address: Address, form: str) -> tuple[str, ...]:
         """What a layer is called in another form, in pieces where diffusers has several; () when it has no name."""
@@ -86,8 +86,14 @@ class Names:
             return self._called_in_diffusers(address)
         if form == COMFYUI:
             return (_prefix(COMFYUI, address.network) + address.path,)
-        prefix = "lora_te_" if self.single_clip and address.network == CLIP_L else _prefix(KOHYA, address.network)
-        return (prefix + address.path.replace(".", "_"),)
+        return (self._prefix_in_kohya(address.network) + self._path_in_kohya(address).replace(".", "_"),)
+
+    def _prefix_in_kohya(self, network: str) -> str:
+        return "lora_te_" if self.sd15 and network == CLIP_L else _prefix(KOHYA, network)
+
+    def _path_in_kohya(self, address: Address) -> str:
+        """kohya trains SD 1.5 as diffusers has it, and all else as checkpoints have it."""
+        return (self.sd15 and address.network == MODEL and self.unet.to_diffusers(address.path)) or address.path
 
     def _called_in_diffusers(self, address: Address) -> tuple[str, ...]:
         if address.network != MODEL:
@@ -110,7 +116,7 @@ def names_of(layers: Iterable[str]) -> Names:
     read = {name: _taken_apart(name) for name in layers}
     unet = unet_of(path for _, network, path in read.values() if network == MODEL)
     addresses = {name: _address(network, path, unet) for name, (_, network, path) in read.items()}
-    return Names(addresses, unet, single_clip=_has_one_clip(addresses.values()))
+    return Names(addresses, unet, sd15=_is_sd15(addresses.values()))
 
 
 def end_of(name: str, part: str) -> str:
@@ -169,8 +175,8 @@ def _address(network: str, path: str, unet: UNet) -> Address | None:
     return None
 
 
-def _has_one_clip(addresses: Iterable[Address | None]) -> bool:
-    """Whether this is SD 1.5, whose one CLIP kohya calls `te`: it alone has attention at full resolution."""
+def _is_sd15(addresses: Iterable[Address | None]) -> bool:
+    """Whether this is SD 1.5 (or 2): of all U-Nets it alone has attention at full resolution."""
     first = r"input_blocks\.[12]\.1\.|output_blocks\.(9|10|11)\.1\."
     known = [address for address in addresses if address]
     return any(re.match(first, each.path) for each in known) and all(each.network != CLIP_G for each in known)

@@ -129,6 +129,8 @@ def _measured(layer: Layer, place: Place) -> Measured:
         norm, used = _size(_without_magnitude(layer)) if finite and _is_small(layer) else (None, None)
     except (RuntimeError, ValueError):  # parts that do not fit one another in ways that only multiplying shows
         norm, used = None, None
+    if norm is not None and not math.isfinite(norm):
+        norm, used = None, None
     alpha = layer.parts.get(ALPHA)
     return Measured(
         name=layer.name,

@@ -80,7 +80,7 @@ def _places(blocks: Sequence[Block]) -> dict[Block, tuple[float, float]]:
     left, places = float(LEFT), {}
     for block, width, space in zip(blocks, widths, [*apart, 0], strict=True):
         right = left + step * width
-        places[block] = (left + 1, right - (GAP if step * width > 10 else 1))
+        places[block] = (left + 1, max(left + 1, right - (GAP if step * width > 10 else 1)))
         left = right + space
     return places
 
@@ -113,7 +113,8 @@ def _draw_bars(pen: ImageDraw.ImageDraw, blocks: Mapping[Block, list[Measured]],
         for part, square in squares.items():
             if square:
                 top = y - norms[block] * scale * square / whole
-                pen.rectangle((left, round(top), right, round(y) - 1), COLOURS[part])
+                if round(top) < round(y):
+                    pen.rectangle((left, round(top), right, round(y) - 1), COLOURS[part])
                 y = top
     pen.line((LEFT - 6, bottom, WIDTH - MARGIN, bottom), PALE)
     _label(pen, bars, bottom)

@@ -108,6 +108,11 @@ def regularization_folder() -> Path:
     return output_folder() / "lora_workbench" / "regularization"
 
 
+def workflows_folder() -> Path:
+    """Where the workflows that made LoRAs are written."""
+    return output_folder() / "lora_workbench" / "workflows"
+
+
 def folder_state(folder: Path, depth: int = 2, most: int = MOST_WATCHED) -> list[tuple[str, int, int]]:
     """Name, size and time of change of the files in the folder and its sub-folders, so that edits are noticed.
 

@@ -21,12 +21,12 @@ def workflow_of(path: Path, name: str | None = None) -> dict[str, dict]:
     try:
         graph = json.loads(entries[f"{OURS}workflow"])
         trainer = graph[entries[f"{OURS}node"]]["inputs"]
-    except (KeyError, TypeError, ValueError) as error:
+        trainer |= _resolved(settings)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"The LoRA file '{path.name}' does not hold the graph it was trained in: take the graph from a preview "
             "of its run, or train without ComfyUI's option --disable-metadata."
         ) from error
-    trainer |= _resolved(settings)
     trainer["resume"] = "continue"
     if name is not None:
         trainer["name"] = name

@@ -13,7 +13,7 @@ from ..training.description import STRENGTH
 NONE = "none"
 OLD_ROWS = 4
 TAG = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
-AROUND = re.compile(r"(?P<before>[ \t]*,?[ \t]*)(?:<lora:[^<>]*>[ \t]*)+(?P<after>,?[ \t]*)", re.IGNORECASE)
+AROUND = re.compile(r"[ \t]*,?[ \t]*(?:<lora:[^<>]*>[ \t]*,?[ \t]*)+", re.IGNORECASE)
 """Tags that follow one another, with the commas and spaces that joined them to the rest of the prompt."""
 
 
@@ -144,6 +144,9 @@ def _tag_row(inside: str, tag: str) -> LoraRow:
 
 def _joint(found: re.Match) -> str:
     """What is left between two parts of a prompt where tags stood."""
-    if "," in found["before"] + found["after"]:
-        return ", "
-    return " " if found["before"] or found["after"] else ""
+    between = TAG.sub("", found[0])
+    if found.string[: found.start()][-1:] == "\n":
+        return ""
+    if found.string[found.end() : found.end() + 1] == "\n":
+        return between.strip()[:1]
+    return ", " if "," in between else between[:1]

@@ -19,9 +19,10 @@ from torch import Tensor
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors allows no more either
 LARGEST_FILE = 16 << 30  # bytes; more than any LoRA
-MOST_TENSORS = 200_000
+MOST_TENSORS = 100_000
 MOST_DIMENSIONS = 8
 LONGEST_NAME = 512  # characters
+TOO_MANY = f"its header names more than {MOST_TENSORS:,} tensors"
 SUFFIXES = (".safetensors", ".sft")
 
 DTYPES = {
@@ -126,6 +127,8 @@ def _header(data: bytes) -> dict:
         raise ValueError("its header is no JSON") from error
     if not isinstance(header, dict):
         raise ValueError("its header is no table of tensors")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(TOO_MANY)
     return header
 
 
@@ -133,10 +136,10 @@ def _check_amount(data: bytes) -> None:
     """Counted before it is parsed, since Python needs up to 50 times the room for what a header can list."""
     text = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     if text.count(b'"') > 20 * MOST_TENSORS:
-        raise ValueError(f"its header names more than {MOST_TENSORS:,} tensors")
+        raise ValueError(TOO_MANY)
     outside = b"".join(text.split(b'"')[::2])
     if outside.count(b"[") + outside.count(b"{") > 4 * MOST_TENSORS or outside.count(b",") > 20 * MOST_TENSORS:
-        raise ValueError(f"its header names more than {MOST_TENSORS:,} tensors")
+        raise ValueError(TOO_MANY)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

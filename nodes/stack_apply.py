@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..training.description import STRENGTH, trigger_words
 from ..training.lora_family import mismatch, title
 from .host import folders, loras
-from .host.blocks import block_strengths
+from .host.blocks import block_strengths, share
 from .host.lora_chain import SHELF, Chain, ReadLora, version_of
 from .host.xray import Applied
 from .host.xray import xray as look_through
@@ -198,7 +198,8 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
             continue
         strengths, by_block = (row.strength_model, row.strength_clip), block_strengths(row.blocks)
         patches = chain.add(file, *strengths, by_block)
-        about = {"entries": file.entries, "content": file.version, "blocks": by_block, "note": row.note}
+        note = "; ".join(filter(None, (row.note, by_block and share(patches, by_block))))
+        about = {"entries": file.entries, "content": file.version, "blocks": by_block, "note": note}
         applied.append(Applied(row.name, file.tensors, patches, *strengths, **about))
     return applied, stack, notes
 

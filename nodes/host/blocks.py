@@ -17,7 +17,7 @@ PLACES = {
     "BASE": r"^(?!diffusion_model\.)",
 }
 BLOCKS = re.compile(r"(IN|OUT|D|S)(?:(\d{1,2})(?:-\1?(\d{1,2}))?|\*)", re.IGNORECASE)
-ENTRY = re.compile(r"[\s,]*(?P<what>[^\n]+?)\s*=\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+))\s*(?=,|\n|$)")
+ENTRY = re.compile(r"[\s,]*(?P<what>\S+?)\s*=\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+))\s*(?=,|\n|$)")
 
 
 def block_strengths(text: str) -> Overrides:
@@ -53,6 +53,12 @@ def _pattern(what: str) -> str:
         start, end = sorted((int(first), int(last or first)))
         numbers = f"({'|'.join(map(str, range(start, end + 1)))})"
     return rf"^diffusion_model\.{SIDES[side.upper()]}\.{numbers}\."
+
+
+def share(patches: Mapping[object, object], strengths: Overrides) -> str:
+    """How many of a loader's patches are in a block with a strength of its own, in words."""
+    named = sum(last_match(strengths, place_of(target)[0]) is not None for target in patches)
+    return f"blocks set the strength of {named} of {len(patches)} layers"
 
 
 def split(patches: Mapping[object, object], strengths: Overrides) -> dict[float, dict[object, object]]:

@@ -13,13 +13,14 @@ One layer is worked on at a time, so that a merge needs little more room than th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..training.noise import generator
 from ..training.warm_start import Factors
+from .forms import KOHYA, converted, form_of
 from .layers import ALPHA, DIFFERENCE, DORA, DOWN, LOHA, LOKR, LORA, MID, OFT, UP, Layer, layers_of, lora_tensors
 from .low_rank import of_change, of_factors, share
 
@@ -93,7 +94,7 @@ def merged(
     `density` is the share of the entries that ties and dare keep of each file, `seed` chooses them for dare. `watch`
     is called after every layer. ValueError for what cannot be merged, naming layer and file.
     """
-    layers = _gathered(sources)
+    layers = _gathered(in_one_form([source for source in sources if source.model or source.text]))
     tensors: dict[str, Tensor] = {}
     tally = _Tally()
     for done, (name, pieces) in enumerate(layers.items(), 1):
@@ -105,6 +106,21 @@ def merged(
     if not tensors:
         raise ValueError("Nothing is left of these LoRAs: choose files with layers, at weights other than 0.")
     return Merge(tensors, share(tally.kept, tally.whole), _notes(tally))
+
+
+def in_one_form(sources: Sequence[Source]) -> list[Source]:
+    """The same LoRAs under kohya's names, by which layers find one another.
+
+    Where not all layers have such names, files that share a form stay as they are; ValueError when they do not.
+    """
+    try:
+        return [replace(source, tensors=converted(source.tensors, KOHYA)) for source in sources]
+    except ValueError as error:
+        if len({form_of(source.tensors) for source in sources}) > 1:
+            raise ValueError(
+                f"These LoRAs name their layers in different ways, so they cannot be merged. {error}"
+            ) from error
+        return list(sources)
 
 
 def _weight(

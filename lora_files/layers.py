@@ -164,10 +164,10 @@ def kind_of(parts: Mapping[str, Tensor]) -> str:
 
 def _is_lora(parts: Mapping[str, Tensor]) -> bool:
     up, down, mid = parts.get(UP), parts.get(DOWN), parts.get(MID)
-    if up is None or down is None or min(up.ndim, down.ndim) < 2 or up[0].numel() != len(down):
+    if up is None or down is None or min(up.ndim, down.ndim) < 2 or up.shape[1:].numel() != len(down):
         return False
     return mid is None or (
-        mid.ndim > 2 and mid.shape[:2] == (len(down), len(down)) and down[0].numel() == down.shape[1]
+        mid.ndim > 2 and mid.shape[:2] == (len(down), len(down)) and down.shape[1:].numel() == down.shape[1]
     )
 
 

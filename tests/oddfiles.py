@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 
 from hostilefiles import KEY, SEED, packed
 
@@ -44,5 +45,7 @@ def odd(random: random.Random) -> bytes:
         shape = [random.choice((0, 1, 2, 3, 4, 7, 21)) for _ in range(random.choice((0, 1, 2, 2, 2, 2, 3, 4, 5)))]
         size = SIZES.get(dtype, 1) * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(payload), len(payload) + size]}
-        payload += bytes(size) if dtype.startswith(("B", "I", "U")) else random.randbytes(size)
+        payload += (
+            b"".join(struct.pack("<f", random.gauss(0, 1)) for _ in range(size // 4)) if dtype == "F32" else bytes(size)
+        )
     return packed(header, payload)

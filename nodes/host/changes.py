@@ -136,8 +136,8 @@ def gram(factors: Mapping[Hashable, Factors]) -> dict[frozenset, float]:
     down = torch.cat([own.down for own in factors.values()], 0)
     ranks = [own.up.shape[1] for own in factors.values()]
     sizes = (up.t() @ up) * (down @ down.t())
-    blocks = [[block.sum(dtype=torch.float64) for block in rows.split(ranks, 1)] for rows in sizes.split(ranks, 0)]
-    values = torch.stack([torch.stack(row) for row in blocks]).tolist()
+    whose = torch.repeat_interleave(torch.eye(len(ranks), dtype=torch.float64), torch.tensor(ranks), 1).to(sizes.device)
+    values = (whose @ sizes.double() @ whose.t()).tolist()
     names = list(factors)
     return {frozenset((names[a], names[b])): values[a][b] for a in range(len(names)) for b in range(a, len(names))}
 

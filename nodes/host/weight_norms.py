@@ -58,8 +58,11 @@ def _estimated(weight: Tensor) -> float:
     step = -(-count // SAMPLE)
     while math.gcd(step, columns) > 1:
         step += 1
-    places = torch.arange(0, count, step, device=rows.device)
-    # Tensors of eight-bit floats cannot be indexed on every device, their bytes can.
-    bits = rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
-    values = bits[places // columns, places % columns].view(rows.dtype)
-    return values.double().square().mean().item() * count
+    if rows.is_contiguous():
+        values = rows.view(-1)[::step]
+    else:
+        places = torch.arange(0, count, step, device=rows.device)
+        # Tensors of eight-bit floats cannot be indexed on every device, their bytes can.
+        bits = rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
+        values = bits[places // columns, places % columns].view(rows.dtype)
+    return values.float().square().mean(dtype=torch.float64).item() * count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ LARGE = 0.05
 NAMED = 3
 """So many layers are called by name."""
 MODEL = "diffusion_model."
+MOST_FILES = 64
 TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")
 
 
@@ -54,6 +56,9 @@ class Applied:
             return strength
         factor = last_match(self.blocks, key)
         return strength if factor is None else strength * factor
+
+
+_known: OrderedDict[Hashable, _About] = OrderedDict()
 
 
 @dataclass
@@ -130,19 +135,45 @@ def _effect(one: Applied, own: Changes, measured: Mapping[str, Mapping], patcher
     return effect
 
 
+@dataclass(frozen=True)
+class _About:
+    """What the tensors of a file say whatever they are put on."""
+
+    layers: tuple[str, ...]
+    kind: str
+    rank: str
+    family: str | None
+
+
+def _about(one: Applied) -> _About:
+    """Worked out once for a file, as long as it is among the last that were asked for."""
+    if one.content not in _known:
+        layers = layers_of(one.tensors)
+        ranks = sorted({layer.rank for layer in layers.values() if layer.rank})
+        _known[one.content] = _About(
+            tuple(layers),
+            ", ".join(dict.fromkeys(layer.kind for layer in layers.values() if layer.kind != UNKNOWN)),
+            f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "",
+            family_of(list(one.tensors)),
+        )
+    _known.move_to_end(one.content)
+    while len(_known) > MOST_FILES:
+        _known.popitem(last=False)
+    return _known[one.content]
+
+
 def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object], without_clip: bool) -> Row:
-    layers = layers_of(one.tensors)
+    about = _about(one)
     reached = {place_of(target)[0] for target in one.patches}
-    unknown = [name for name in layers if not _reaches(keys.get(name), reached)]
-    ranks = sorted({layer.rank for layer in layers.values() if layer.rank})
+    unknown = [name for name in about.layers if not _reaches(keys.get(name), reached)]
     recommended = one.entries.get(STRENGTH, "")
     return Row(
         name=one.name,
-        family=title(family_of(one.entries) or family_of(one.tensors) or ""),
-        kind=", ".join(dict.fromkeys(layer.kind for layer in layers.values() if layer.kind != UNKNOWN)),
-        rank=f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "",
-        keys=len(layers) - len(unknown) - len(own.misfits),
-        keys_in_file=len(layers),
+        family=title(family_of(one.entries) or about.family or ""),
+        kind=about.kind,
+        rank=about.rank,
+        keys=len(about.layers) - len(unknown) - len(own.misfits),
+        keys_in_file=len(about.layers),
         norm=effect.norm,
         relative_norm=effect.relative_norm,
         triggers=trigger_words(one.entries),

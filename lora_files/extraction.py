@@ -6,8 +6,8 @@ rounded by is no part of it: rounding to steps of eps 2^floor(log2 |w|) moves we
     r^2 = eps^2 / 12 * 0.541 |W|^2
 
 in all (0.541 = E[m^-2] of a mantissa m spread evenly over its logarithm), as noise whose parts reach up to
-s (sqrt(out) + sqrt(in)), s^2 = r^2 / (out in) (Marchenko & Pastur 1967). Parts below that, and a little above, since
-large weights are rounded more, are left out.
+s (sqrt(out) + sqrt(in)), s^2 = r^2 / (out in) (Marchenko & Pastur 1967). Parts up to half as much again are left out
+too: both models may have been rounded (sqrt 2), and large weights are rounded more than small ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .layers import lora_tensors
 from .low_rank import of_change, share
 
 MANTISSA = 0.541
-MARGIN = 1.25
+MARGIN = 1.5
 SAID_FROM = 0.05
 """Rounding below this share of the difference is not worth a word."""
 

@@ -50,7 +50,7 @@ class Shown:
     def __init__(self, page, server):
         self.page, self.server = page, server
         self.panel = page.locator(".lw-stack")
-        self.rows = self.panel.locator(".lw-row")
+        self.rows = self.panel.locator(".lw-stack-row")
         self.chooser = page.get_by_role("dialog", name="Choose a LoRA")
         self.presets = page.get_by_role("dialog", name="Presets")
 
@@ -345,7 +345,7 @@ def test_a_row_whose_file_is_gone_says_so(shown):
     shown.begin([a_row("people/nobody.safetensors"), a_row("elsewhere/star.safetensors")])
     gone = shown.row("nobody")
     expect(gone.locator(".lw-row-note")).to_contain_text("'people/nobody.safetensors' is not in the loras folder")
-    expect(gone).to_have_class("lw-row lw-gone")
+    expect(gone).to_have_class("lw-stack-row lw-gone")
     expect(shown.panel).to_have_attribute("data-status", "failed")
     expect(shown.row("star").locator(".lw-row-note")).to_contain_text(f"Found as '{STAR}'")
     gone.get_by_role("button", name="people/nobody").press("Enter")
@@ -389,7 +389,7 @@ def test_the_panel_shifts_nothing_that_is_saved_or_queued(shown):
 def test_ten_rows_fit_a_narrow_node(shown):
     inside = """() => {
         const box = document.querySelector(".lw-stack").getBoundingClientRect();
-        return [...document.querySelectorAll(".lw-stack :is(.lw-row, .lw-row-line > *, .lw-actions > *)")]
+        return [...document.querySelectorAll(".lw-stack :is(.lw-stack-row, .lw-row-line > *, .lw-actions > *)")]
             .filter(part => part.checkVisibility())
             .every(part => { const own = part.getBoundingClientRect();
                 return own.left >= box.left - 1 && own.right <= box.right + 1 && own.bottom <= box.bottom + 1; });
@@ -411,7 +411,7 @@ def finished(shown):
         for run in runs:
             if run["prompt"][1] not in shown.done:
                 shown.done.add(run["prompt"][1])
-                assert run["status"]["status_str"] == "success"
+                assert run["status"]["status_str"] == "success", run["status"]["messages"]
                 return run["outputs"]
         shown.page.wait_for_timeout(100)
     raise TimeoutError("The graph did not end.")

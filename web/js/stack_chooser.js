@@ -13,7 +13,7 @@ export class Chooser {
     this.search = element("input", { type: "search", className: "lw-find", placeholder: "Type to find a LoRA", "aria-label": "Find a LoRA", spellcheck: false });
     this.list = element("div", { className: "lw-found", role: "listbox", "aria-label": "LoRA files", id: "lw-found" });
     this.more = element("p", { className: "lw-more-files" });
-    this.card = element("div", { className: "lw-card" });
+    this.card = element("div", { className: "lw-file-card" });
     const field = element("label", { className: "lw-find-line" }, icon("search"), this.search);
     const found = element("div", { className: "lw-found-box" }, this.list, this.more);
     this.root = element("dialog", { className: "lw-window lw-chooser", "aria-label": "Choose a LoRA" }, field, element("div", { className: "lw-chooser-body" }, found, this.card));
@@ -106,7 +106,7 @@ export class Chooser {
     const { file, folder } = partsOf(name);
     const picture = about.preview ? element("img", { alt: "", src: api.apiURL(about.preview) }) : element("span", {}, file.slice(0, 1).toUpperCase());
     const recommended = about.strength == null ? "" : `recommended strength ${strengthText(about.strength)}`;
-    const words = element("div", { className: "lw-words" }, ...about.triggers.map((word) => element("span", { className: "lw-word" }, word)));
+    const words = element("div", { className: "lw-triggers" }, ...about.triggers.map((word) => element("span", { className: "lw-word" }, word)));
     const facts = [folder, about.error || factsOf(about), recommended].filter(Boolean).map((text) => element("p", {}, text));
     this.card.replaceChildren(element("div", { className: "lw-card-cover" }, picture), element("b", {}, file), ...facts, words);
   }

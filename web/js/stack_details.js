@@ -13,7 +13,7 @@ export class Details {
   constructor(changed) {
     this.changed = changed;
     this.cover = element("img", { alt: "", className: "lw-cover", loading: "lazy" });
-    this.words = element("div", { className: "lw-words", role: "group", "aria-label": "Trigger words" });
+    this.words = element("div", { className: "lw-triggers", role: "group", "aria-label": "Trigger words" });
     this.facts = element("span", { className: "lw-facts" });
     this.take = button("", "Take the strength that the file recommends.", () => changed({ model: null, clip: null }), "lw-take");
     this.blocks = element("input", { type: "text", className: "lw-blocks", placeholder: BLOCKS, title: BLOCKS_TITLE, "aria-label": "Blocks", spellcheck: false });

@@ -34,7 +34,7 @@ export class Row {
     this.details = new Details((change) => this.change(change));
     const line = [this.handle, this.on, this.name, this.model.root, this.link, this.clip.root, this.more, this.remove];
     const parts = [element("div", { className: "lw-row-line" }, ...line), this.note, this.details.root];
-    this.root = element("div", { className: "lw-row", role: "listitem" }, ...parts);
+    this.root = element("div", { className: "lw-stack-row", role: "listitem" }, ...parts);
     this.details.root.hidden = true;
     this.handle.addEventListener("pointerdown", (event) => acts.grab(this, event));
     this.handle.addEventListener("keydown", (event) => this.key(event));

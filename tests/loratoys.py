@@ -48,10 +48,14 @@ def weights(patcher) -> dict[str, Tensor]:
         return {name: weight.clone() for name, weight in patcher.model.state_dict().items()}
 
 
+def distance(patcher, other) -> float:
+    """The Frobenius norm of the difference between the weights of two patched models."""
+    one, two = weights(patcher), weights(other)
+    return sum((one[name].double() - two[name].double()).square().sum().item() for name in one) ** 0.5
+
+
 def apart(patcher, other, bare) -> float:
     """How far two patched models are from each other, relative to how far the second is from the bare one."""
-    one, two, three = weights(patcher), weights(other), weights(bare)
-    error = sum((one[name].double() - two[name].double()).square().sum().item() for name in one)
-    change = sum((two[name].double() - three[name].double()).square().sum().item() for name in one)
+    change = distance(other, bare)
     assert change > 0
-    return (error / change) ** 0.5
+    return distance(patcher, other) / change

@@ -11,6 +11,7 @@ from comfy_extras.nodes_model_merging import ModelMergeSimple
 from torch import nn
 
 from lora_workbench.nodes.host.identity import identity_of
+from lora_workbench.nodes.host.weight_norms import squared_norm
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.loop import train
 from toyworld.node_pack import models
@@ -231,3 +232,37 @@ def test_a_merged_model_is_trained_as_the_mean_of_both():
     assert losses(merged) == pytest.approx(losses(mean), rel=1e-4)
     mm.load_models_gpu([one])
     assert hosttoys.digest(one.model.state_dict()) == before
+
+
+# Measured by the x-ray
+
+
+def assert_measured_as(patcher, twin):
+    """Only the full x-ray unpacks weights, finds those of the plain model, and leaves the model as it was."""
+    key = "diffusion_model.single_blocks.0.linear1.weight"
+    before = type(layer_of(patcher, "single_blocks.0.linear1").weight)
+    with torch.inference_mode():
+        assert squared_norm(patcher, key) is None
+        found = squared_norm(patcher, key, quantised=True)
+        expected = layer_of(twin, "single_blocks.0.linear1").weight.double().square().sum().item()
+        assert found == pytest.approx(expected, rel=0.02)
+        part = squared_norm(patcher, key, (0, 10, 20), quantised=True)
+    weight = layer_of(twin, "single_blocks.0.linear1").weight[10:30]
+    assert part == pytest.approx(weight.double().square().sum().item(), rel=0.02)
+    assert type(layer_of(patcher, "single_blocks.0.linear1").weight) is before
+
+
+@formats
+def test_quantised_weights_are_measured_as_what_they_stand_for(layout, format_name):
+    skip_without(layout)
+    patcher = quantised(layout, format_name)
+    with torch.inference_mode():
+        twin = plain_twin(lambda name: layer_of(patcher, name).weight.dequantize())
+    assert_measured_as(patcher, twin)
+
+
+def test_packed_weights_are_measured_as_what_they_stand_for():
+    patcher = packed()
+    with torch.inference_mode():
+        twin = plain_twin(lambda name: layer_of(patcher, name).weight.unpacked(torch.float32))
+    assert_measured_as(patcher, twin)

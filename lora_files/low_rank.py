@@ -65,8 +65,10 @@ def of_change(change: Tensor, rank: int = 0) -> Spectrum:
 def of_layer(layer: Layer, rank: int = 0) -> Spectrum | None:
     """The largest parts of what a layer of a file changes, `rank` of them or more (0: all).
 
-    None for kinds without a change of their own, and for whole differences.
+    None for kinds without a change of their own, for whole differences, and for matrices with nothing in them.
     """
+    if not all(part.numel() for part in layer.parts.values()):
+        return None
     if layer.kind == LORA:
         return of_factors(layer.factors())
     if layer.kind == LOHA:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
+Read = TypeVar("Read")
 LONGEST_HEADER = 100_000_000  # bytes; safetensors allows no more either
 LARGEST_FILE = 16 << 30  # bytes; more than any LoRA
 MOST_TENSORS = 100_000
@@ -62,21 +63,12 @@ class _Place:
 
 def open_lora(path: Path) -> LoraFile:
     """The file, read whole; ValueError naming it and what is wrong with it. Values that are not finite are let in."""
-    path = Path(path)
-    try:
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError("only .safetensors files are read, since others can run programs")
-        # Asked before it is opened: to open a pipe waits until somebody writes into it.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is a folder or something else that is no file")
-        with path.open("rb") as file:
-            return _read(path, file)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or "the disk gave an error") from error
-    except MemoryError as error:
-        raise _unreadable(path, "it does not fit into memory") from error
-    except ValueError as error:
-        raise _unreadable(path, str(error)) from error
+    return _guarded(Path(path), _read)
+
+
+def check_lora(path: Path) -> None:
+    """ValueError as `open_lora` raises it for what the header alone shows to be wrong; the tensors are not read."""
+    _guarded(Path(path), _places)
 
 
 def finite(file: LoraFile) -> None:
@@ -89,6 +81,24 @@ def finite(file: LoraFile) -> None:
             )
 
 
+def _guarded(path: Path, read: Callable[[Path, BinaryIO], Read]) -> Read:
+    """What `read` finds in the file; whatever goes wrong is a ValueError with a sentence."""
+    try:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError("only .safetensors files are read, since others can run programs")
+        # Asked before it is opened: to open a pipe waits until somebody writes into it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is a folder or something else that is no file")
+        with path.open("rb") as file:
+            return read(path, file)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or "the disk gave an error") from error
+    except MemoryError as error:
+        raise _unreadable(path, "it does not fit into memory") from error
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from error
+
+
 def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(
         f"The LoRA file '{path.name}' cannot be read: {reason}. Download or train it again, or choose another file."
@@ -96,6 +106,14 @@ def _unreadable(path: Path, reason: str) -> ValueError:
 
 
 def _read(path: Path, file: BinaryIO) -> LoraFile:
+    places, entries = _places(path, file)
+    in_order = sorted(places, key=lambda name: (places[name].start, places[name].end))
+    read = {name: _tensor(file, places[name]) for name in in_order}
+    return LoraFile(path, {name: read[name] for name in places}, entries)
+
+
+def _places(path: Path, file: BinaryIO) -> tuple[dict[str, _Place], dict[str, str]]:
+    """Where each tensor lies, and the metadata; the file stands at the first tensor then."""
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise ValueError(f"its {size >> 30} GiB are more than a LoRA can have")
@@ -109,9 +127,7 @@ def _read(path: Path, file: BinaryIO) -> LoraFile:
     _check_entries(entries)
     places = {name: _place(name, told) for name, told in header.items()}
     _check_order(places, size - 8 - length)
-    first = sorted(places, key=lambda name: (places[name].start, places[name].end))
-    read = {name: _tensor(file, places[name]) for name in first}
-    return LoraFile(path, {name: read[name] for name in places}, entries)
+    return places, entries
 
 
 # The header

@@ -79,7 +79,9 @@ def fits(patch: object, place: tuple[object, object] | None, shape: Sequence[int
     if place and place[0] is not None:
         side, _, shape[side] = place[0]
     up, down = patch.weights[:2]
-    return up.ndim > 1 and up[0].numel() == len(down) and len(up) * down[0].numel() == math.prod(shape)
+    if min(up.ndim, down.ndim) < 2 or not up.numel() or not down.numel():
+        return False
+    return up[0].numel() == len(down) and len(up) * down[0].numel() == math.prod(shape)
 
 
 def products(patcher, key: str, changes: Sequence[Changes], *, every_kind: bool) -> dict[frozenset, float]:
@@ -189,8 +191,17 @@ def _has_cheap_norm(patches: Patches) -> bool:
     if others or (place and place[1] is not None):
         return False
     if isinstance(patch, LoKrAdapter):
-        return magnitude_of(patch) is None and patch.weights[7] is None
+        w1, w2, _, w1_a, w1_b, w2_a, w2_b, core, _ = patch.weights
+        there = _is_there(w1, w1_a, w1_b) and _is_there(w2, w2_a, w2_b)
+        return there and magnitude_of(patch) is None and core is None
     return isinstance(patch, tuple) and patch[0] == "diff"
+
+
+def _is_there(whole: Tensor | None, first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether a factor can be had, whole or as a product; the loader asks no file whether it can."""
+    if whole is not None:
+        return True
+    return first is not None and second is not None and first.ndim == second.ndim == 2 and first.shape[1] == len(second)
 
 
 def _cheap_norm(patch: object, _place: object) -> float:

@@ -329,6 +329,17 @@ def test_layers_of_another_size_are_counted():
     assert (row.keys, row.note) == (row.keys_in_file - 1, "1 layer of another size than this model's")
 
 
+@pytest.mark.parametrize("shapes", [((0, 32), (32, 0)), ((3,), (32, 3)), ((3, 0), (32, 3)), ((3, 32), (3,))], ids=str)
+def test_matrices_that_cannot_be_multiplied_are_counted_as_of_another_size(shapes):
+    tensors = file_of("sdxl")
+    layer = next(name for name in tensors if name.endswith("attn1_to_q.alpha")).removesuffix(".alpha")
+    for side, shape in zip(("down", "up"), shapes, strict=True):
+        tensors[f"{layer}.lora_{side}.weight"] = torch.ones(shape)
+    (one,) = put_on("sdxl", {"one": tensors})
+    for depth in ("short", "full"):
+        assert look("sdxl", [one], depth).rows[0].note.startswith("1 layer of another size")
+
+
 def test_values_that_are_not_finite_are_noted_and_the_table_stays_json():
     broken = file_of("sdxl")
     broken[next(name for name in broken if name.endswith("lora_up.weight"))][0, 0] = math.nan

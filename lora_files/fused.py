@@ -76,7 +76,7 @@ def _stacked(pieces: Mapping[int, Parts], widths: Sequence[int]) -> Parts:
         column += own.shape[1]
     stacked = {**first, UP: up, DOWN: torch.cat([pieces[number][DOWN] for number in numbers])}
     if ALPHA in first:
-        stacked[ALPHA] = _times(first[ALPHA], rank, len(first[DOWN]))
+        stacked[ALPHA] = _times(first[ALPHA], rank, len(first[DOWN]), up.dtype)
     return stacked
 
 
@@ -101,7 +101,7 @@ def _unstacked(parts: Parts, blocks: Sequence[Tensor], ranks: Sequence[int]) -> 
         if own:
             pieces[number] = {**parts, UP: block[:, place].clone(), DOWN: parts[DOWN][place].clone()}
             if ALPHA in parts:
-                pieces[number][ALPHA] = _times(parts[ALPHA], own, rank)
+                pieces[number][ALPHA] = _times(parts[ALPHA], own, rank, block.dtype)
     return pieces
 
 
@@ -131,8 +131,15 @@ def _scale(parts: Parts) -> float:
     return parts[ALPHA].item() / len(parts[DOWN]) if ALPHA in parts else 1.0
 
 
-def _times(alpha: Tensor, over: int, under: int) -> Tensor:
-    """alpha * over / under, in alpha's own precision where that says it exactly and in float32 elsewhere."""
+def _times(alpha: Tensor, over: int, under: int, weights: torch.dtype) -> Tensor:
+    """alpha * over / under, in alpha's own precision where that says it exactly.
+
+    Where it does not, a larger one is float64, which no trainer writes, so that it comes back as it was: in the
+    precision of the weights or, where that does not hold it either, in float32.
+    """
     value = torch.tensor(alpha.item() * over / under, dtype=torch.float64).reshape(alpha.shape)
+    if alpha.dtype == torch.float64:
+        candidates = [value.to(dtype) for dtype in (weights, torch.float32)]
+        return next((stored for stored in candidates if torch.equal(stored.double(), value)), value)
     stored = value.to(alpha.dtype)
-    return stored if stored.double() == value else value.float()
+    return stored if over < under or torch.equal(stored.double(), value) else value

@@ -316,7 +316,7 @@ def random_parts(random, count):
     elif chance < 0.4:
         owners = torch.randint(count, (rank,), generator=random).sort().values
         rows = torch.repeat_interleave(torch.arange(count), 2 * torch.tensor(shares))
-        up *= rows[:, None] == owners
+        up[rows[:, None] != owners] = 0.0
     elif chance < 0.6:
         up[up < 0] = -0.0
     if torch.rand((), generator=random) < 0.2:

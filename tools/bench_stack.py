@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import statistics
 import time
@@ -25,7 +26,7 @@ def stack_line(size: str, family: str, rounds: int, base: Path) -> dict[str, obj
     for number in range(rounds + 1):
         for name, side in sides.items():
             gc.collect()
-            made = side(model, clip)
+            made = side(unseen(model), clip)
             anew = _seconds(made, names, STRENGTHS)
             again = _seconds(made, names, (0.5, *STRENGTHS[1:]))
             if number:  # the first round warms up
@@ -41,6 +42,13 @@ def stack_line(size: str, family: str, rounds: int, base: Path) -> dict[str, obj
             for what in ("", "_again")
         },
     }
+
+
+def unseen(model):
+    """The same MODEL, but nothing of what was found out about it and its LoRAs is known yet."""
+    fresh = model.clone()
+    fresh.model = copy.copy(model.model)
+    return fresh
 
 
 class _Chained:

@@ -12,6 +12,7 @@ import comfy.lora
 import comfy.lora_convert
 from torch import Tensor
 
+from ...lora_files.opening import SUFFIXES, check_lora
 from ...training.embeddings import BUNDLED
 from ...training.lora_family import family_of
 from ...training.patterns import Overrides
@@ -81,11 +82,15 @@ def is_now(version: Version) -> bool:
 
 def _read(version: Version) -> ReadLora:
     path = version[0]
-    tensors, entries = loras.read_lora(path), loras.read_metadata(path)
+    if path.suffix.lower() in SUFFIXES:
+        check_lora(path)
+    tensors, entries = loras.read_file(path)
     # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
     layers = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
     layers = comfy.lora_convert.convert_lora(layers)
-    return ReadLora(version, layers, entries, family_of(entries) or family_of(tensors), beginnings(layers))
+    # Of each layer's tensors one is enough to tell the family, and there are thousands.
+    names = {name.rpartition(".lora_")[0] or name for name in layers if not name.endswith(".alpha")}
+    return ReadLora(version, layers, entries, family_of(entries) or family_of(names), beginnings(layers))
 
 
 def beginnings(names: Iterable[str]) -> frozenset[str]:
@@ -111,7 +116,12 @@ class Chain:
             self.keys = key_map(self.model, self.clip)
             self.model, self.clip = self.model.clone(), self.clip and self.clip.clone()
         keys = {name: target for name, target in self.keys.items() if name in lora.layers}
-        patches = comfy.lora.load_lora(lora.tensors, keys, log_missing=False)
+        try:
+            patches = comfy.lora.load_lora(lora.tensors, keys, log_missing=False)
+        except (KeyError, RuntimeError) as error:  # a layer without one of its tensors, an alpha that is no number
+            raise ValueError(
+                f"The LoRA file '{lora.version[0].name}' is broken, so download or train it again: {error}."
+            ) from error
         parts = blocks.split(patches, strengths) if strengths else {1.0: patches}
         sides = [(self.model, self.model, strength_model)]
         if self.clip is not None:

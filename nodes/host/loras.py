@@ -3,11 +3,12 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import comfy.model_base
 import comfy.sd
 import comfy.utils
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...training.embeddings import BUNDLED, bundled_words, embedding_names, worded
@@ -32,27 +33,23 @@ TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
 TAKES_METADATA = "lora_metadata" in inspect.signature(comfy.sd.load_lora_for_models).parameters
 
 
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a LoRA file, and what it says about itself ({} for a file that says nothing or cannot say it).
+
+    ValueError naming the file when it cannot be read.
+    """
+    try:
+        tensors, entries = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The LoRA file '{Path(path).name}' cannot be read, so download or train it again: {error}"
+        ) from error
+    return tensors, dict(entries or {})
+
+
 def read_lora(path: Path) -> dict[str, Tensor]:
     """The tensors of a LoRA file; ValueError naming the file when it cannot be read."""
-    try:
-        return comfy.utils.load_torch_file(str(path), safe_load=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"The LoRA file '{Path(path).name}' cannot be read, so download or train it again: {error}"
-        ) from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a LoRA file says about itself; {} for a file that says nothing or cannot say it."""
-    if Path(path).suffix.lower() not in (".safetensors", ".sft"):
-        return {}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"The LoRA file '{Path(path).name}' cannot be read, so download or train it again: {error}"
-        ) from error
+    return read_file(path)[0]
 
 
 def apply(

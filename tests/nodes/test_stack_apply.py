@@ -39,8 +39,8 @@ def folder(tmp_path, monkeypatch, comfyui):
 @pytest.fixture
 def reads(monkeypatch):
     """The LoRA files that were read, by name."""
-    read, real = [], loras.read_lora
-    monkeypatch.setattr(loras, "read_lora", lambda path: read.append(path.name) or real(path))
+    read, real = [], loras.read_file
+    monkeypatch.setattr(loras, "read_file", lambda path: read.append(path.name) or real(path))
     return read
 
 

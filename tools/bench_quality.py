@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ RANK = 16
 PICTURES = 12
 JUDGED = 10
 CLASS = "a shape"
+KNOWN, TAKEN = ("cyan", "triangle"), "circle"
+"""What the base draws, in a colour that no background has; a word that means something else to it."""
 
 
 def concept_and_plain(folder: Path, seed: int) -> None:
@@ -45,6 +47,23 @@ def concept_alone(folder: Path, seed: int) -> None:
         _keep(
             folder / f"{number:02}.png", drawing.draw(scene, chance), f"{drawing.TRIGGER} on a {background} background"
         )
+
+
+def known_under_a_taken_word(folder: Path, seed: int) -> None:
+    """Eight pictures of KNOWN called TAKEN, four in plain words that show neither."""
+    from toyworld import drawing
+
+    chance = random.Random(f"training {seed}")
+    folder.mkdir(parents=True)
+    for number in range(PICTURES):
+        background = drawing.BACKGROUNDS[(seed + number) % len(drawing.BACKGROUNDS)]
+        scene, words = drawing.Scene(*KNOWN, background), TAKEN
+        if number % 3 == 2:
+            scene = drawing.Scene(None, None, background).complete(chance)
+            while scene.shape == TAKEN or (scene.colour, scene.shape) == KNOWN:
+                scene = drawing.Scene(None, None, background).complete(chance)
+            words = CLASS if number % 2 else f"a {scene.colour} {scene.shape}"
+        _keep(folder / f"{number:02}.png", drawing.draw(scene, chance), f"{words} on a {background} background")
 
 
 def noise_around(folder: Path, seed: int) -> None:
@@ -79,12 +98,17 @@ def _inside(picture: Image.Image) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Trial:
-    """How one way to train differs from the recipe: settings, learning rate and steps as factors, pictures."""
+    """How one way to train differs from the recipe: settings, learning rate and steps as factors, pictures.
+
+    `word` is the trigger word and `concept` what it means, where these are not the toy world's.
+    """
 
     settings: dict[str, object] = field(default_factory=dict)
     rate: float = 1.0
     steps: float = 1.0
     pictures: Callable[[Path, int], None] = concept_and_plain
+    word: str = ""
+    concept: tuple[str, str] | None = None
 
     @property
     def names_its_trigger(self) -> bool:
@@ -92,6 +116,8 @@ class Trial:
         return "class_words" in self.settings
 
 
+_NEW_WORD = {"new_tokens": 1, "class_words": "shape"}
+_TAKEN = {"pictures": known_under_a_taken_word, "word": TAKEN, "concept": KNOWN}
 TRIALS = {
     "lora": Trial(),
     "dora": Trial({"kind": "dora"}),
@@ -104,7 +130,10 @@ TRIALS = {
     "leaking": Trial(pictures=concept_alone),
     "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, pictures=concept_alone),
     "half": Trial(steps=0.5),
-    "pivotal": Trial({"new_tokens": 1, "class_words": "shape"}, steps=0.5),
+    "pivotal": Trial(_NEW_WORD, steps=0.5),
+    "taken": Trial(steps=0.2, **_TAKEN),
+    "taken_half": Trial(steps=0.1, **_TAKEN),
+    "taken_pivotal": Trial(_NEW_WORD, steps=0.1, **_TAKEN),
 }
 
 
@@ -122,7 +151,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
     trial = TRIALS[name]
     folder = base / "input" / f"{name}_{family}_{seed}"
     trial.pictures(folder, seed)
-    trigger = drawing.TRIGGER
+    trigger = word = trial.word or drawing.TRIGGER
     with torch.inference_mode():
         model, clip, vae = models.load(family)
         request = job.Request(
@@ -145,7 +174,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
         took = time.perf_counter() - started
         if trial.settings.get("new_tokens"):
             trigger = worded(trigger, embedding_names([trigger], result.checkpoint.lora_name)).strip()
-        judge = Judge(family, clip, vae, seed)
+        judge = Judge(family, clip, vae, seed, trial.concept)
         entries = [result.checkpoint, *result.run.averages()]
         judged = [
             judge.everything(loras.apply(model, clip, loras.read_lora(Path(entry.path)), 1.0, 1.0)[0], model, trigger)
@@ -159,7 +188,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
             "steps": result.plan.train.steps,
             **judged[0],
             **({"averages": judged[1:]} if len(judged) > 1 else {}),
-            "base_with_trigger": judge.concept(model, drawing.TRIGGER),
+            "base_with_trigger": judge.concept(model, word),
             "base_knows": judge.known(model),
             "seconds": round(took, 1),
         }
@@ -168,24 +197,37 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
 class Judge:
     """Draws ten pictures of a kind and tells what they show."""
 
-    def __init__(self, family: str, clip, vae, seed: int) -> None:
+    def __init__(self, family: str, clip, vae, seed: int, concept: tuple[str, str] | None = None) -> None:
+        """`concept` is the toy world's unless another colour and shape are given."""
+        from toyworld import drawing
+
+        self._concept = concept or drawing.CONCEPT
         self._family, self._clip, self._vae, self._seed = family.split("_")[0], clip, vae, seed
 
     def everything(self, model, base, trigger: str) -> dict[str, float]:
-        """Shares of pictures, 0 to 1; how noisy those with the trigger are; how far those of the class drifted."""
+        """Shares of pictures, 0 to 1; how near those with the trigger come to the concept, and how noisy they are; how
+        far those of the class drifted from the base's (root mean square).
+        """
+        from toyworld import judge
+
+        called, plain = (list(self.drawn(model, prompts_of(subject))) for subject in (trigger, CLASS))
         return {
-            "with_trigger": self.concept(model, trigger),
-            "without_trigger": self.concept(model, CLASS),
+            "with_trigger": self._share(called),
+            "score": round(statistics.fmean(judge.concept_score(picture, self._concept) for picture in called), 4),
+            "without_trigger": self._share(plain),
             "base_kept": self.known(model),
-            "noisy": self.noisy(model, trigger),
-            "drift": self.drift(model, base),
+            "noisy": statistics.fmean(map(roughness, called)),
+            "drift": self._drift(plain, base),
         }
 
     def concept(self, model, subject: str) -> float:
         """The share of pictures of `subject` on known backgrounds that show the concept."""
+        return self._share(self.drawn(model, prompts_of(subject)))
+
+    def _share(self, pictures: Iterable[Image.Image]) -> float:
         from toyworld import judge
 
-        return sum(map(judge.shows_concept, self.drawn(model, prompts_of(subject)))) / JUDGED
+        return sum(judge.shows(picture, *self._concept) for picture in pictures) / JUDGED
 
     def known(self, model) -> float:
         """The share of prompts the base knows whose shape, colour and background all come out right."""
@@ -200,13 +242,8 @@ class Judge:
         ]
         return sum(right) / JUDGED
 
-    def noisy(self, model, subject: str) -> float:
-        """The mean distance of neighbouring pixels, 0 to 1, in pictures of `subject`; about 0.33 in pure noise."""
-        return statistics.fmean(map(roughness, self.drawn(model, prompts_of(subject))))
-
-    def drift(self, model, base) -> float:
-        """The distance between what both draw for the class, without the trigger: root mean square, 0 to 1."""
-        pairs = zip(self.drawn(model, prompts_of(CLASS)), self.drawn(base, prompts_of(CLASS)), strict=True)
+    def _drift(self, plain: Iterable[Image.Image], base) -> float:
+        pairs = zip(plain, self.drawn(base, prompts_of(CLASS)), strict=True)
         return round(statistics.fmean(float(((_pixels(a) - _pixels(b)) ** 2).mean() ** 0.5) for a, b in pairs), 4)
 
     def drawn(self, model, prompts: list[str]):

@@ -61,13 +61,13 @@ def shows_concept(picture: Image.Image) -> bool:
     return shows(picture, *drawing.CONCEPT)
 
 
-def concept_score(picture: Image.Image) -> float:
-    """How near it comes to the concept, 0 to 1: half for the shape (overlap), half for the colour (distance in RGB)."""
+def concept_score(picture: Image.Image, concept: tuple[str, str] = drawing.CONCEPT) -> float:
+    """How near it comes to a colour and shape, 0 to 1: half for the shape (overlap), half for the colour (in RGB)."""
     pixels = numpy.asarray(picture.convert("RGB"), dtype=numpy.float32)
     mask = _largest(numpy.linalg.norm(pixels - _border_colour(pixels), axis=2) > DIFFERENT)
     if not SMALLEST_SHARE <= mask.mean() <= LARGEST_SHARE:
         return 0.0
-    colour, shape = drawing.CONCEPT
+    colour, shape = concept
     distance = numpy.linalg.norm(numpy.median(pixels[mask], axis=0) - drawing.RGB[colour])
     return float(0.5 * _overlaps(mask)[shape] + 0.5 * max(0.0, 1 - distance / 255))
 

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..training.embeddings import BUNDLED
 from ..training.noise import generator
 from ..training.warm_start import Factors
 from .forms import KOHYA, converted, form_of
 from .layers import ALPHA, DIFFERENCE, DORA, DOWN, LOHA, LOKR, LORA, MID, OFT, UP, Layer, layers_of, lora_tensors
 from .low_rank import of_change, of_factors, share
+from .sparse import dare, ties
 
 CONCATENATE, SVD, TIES, DARE = METHODS = ("concatenate", "svd", "ties", "dare")
 USUAL_RANK = 32
@@ -105,7 +107,8 @@ def merged(
         watch(done, len(layers))
     if not tensors:
         raise ValueError("Nothing is left of these LoRAs: choose files with layers, at weights other than 0.")
-    return Merge(tensors, share(tally.kept, tally.whole), _notes(tally))
+    words, left_out = _embeddings(sources)
+    return Merge(tensors | words, share(tally.kept, tally.whole), [*_notes(tally), *left_out])
 
 
 def in_one_form(sources: Sequence[Source]) -> list[Source]:
@@ -223,35 +226,6 @@ def _weighted(piece: Piece) -> Factors:
     return Factors(piece.weight * factors.up, factors.down)
 
 
-def ties(changes: Sequence[Tensor], density: float) -> Tensor:
-    """Trim, elect sign and disjoint merge, layer by layer (Yadav et al. 2023, section 3), lambda = 1.
-
-    Of each change the `density` largest entries stay; the sign of their sum is elected; what bears it is averaged
-    over those that bear it.
-    """
-    trimmed = [trim(change, density) for change in changes]
-    elected = sum(trimmed[1:], trimmed[0]).sign()
-    total, bearers = torch.zeros_like(elected), torch.zeros_like(elected)
-    for change in trimmed:
-        agrees = (change.sign() == elected) & (elected != 0)
-        total += change * agrees
-        bearers += agrees
-    return total / bearers.clamp(min=1)
-
-
-def trim(change: Tensor, density: float) -> Tensor:
-    """The largest `density` of the entries by magnitude; zero for the others."""
-    sizes = change.abs().flatten()
-    left = max(1, round(density * sizes.numel()))
-    return change * (change.abs() >= sizes.kthvalue(sizes.numel() - left + 1).values)
-
-
-def dare(change: Tensor, density: float, random: torch.Generator) -> Tensor:
-    """Each entry is dropped with probability 1 - density and divided by density else (Yu et al. 2024, equation 3)."""
-    stays = torch.rand(change.shape, generator=random) < density
-    return change * stays / density
-
-
 # What is written
 
 
@@ -280,6 +254,19 @@ def _biases(name: str, pieces: Sequence[Piece]) -> dict[str, Tensor]:
             key = f"{name}.{part}"
             total[key] = total.get(key, 0) + piece.weight * piece.layer.parts[part].float()
     return total
+
+
+def _embeddings(sources: Sequence[Source]) -> tuple[dict[str, Tensor], list[str]]:
+    """The new words that lie in the files, and a note where two files mean other things by one name."""
+    words: dict[str, Tensor] = {}
+    notes = []
+    for source in sources:
+        own = {name: tensor for name, tensor in source.tensors.items() if name.startswith(BUNDLED)}
+        if any(name in words and not torch.equal(words[name], tensor) for name, tensor in own.items()):
+            notes.append(f"{source.name}: its embeddings are called as those of another file and were left out.")
+        else:
+            words |= own
+    return words, notes
 
 
 def _added(name: str, pieces: Sequence[Piece], shape: Sequence[int]) -> dict[str, Tensor]:

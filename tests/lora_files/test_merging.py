@@ -1,4 +1,4 @@
-"""Merging: side by side is exact; what is cut, trimmed and dropped follows the papers; the rest is a sentence."""
+"""Merging: side by side is exact; what is cut says how much is left; the rest is a sentence."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora_workbench.lora_files.layers import layers_of
-from lora_workbench.lora_files.merging import CONCATENATE, DARE, METHODS, SVD, TIES, Source, dare, merged, ties, trim
+from lora_workbench.lora_files.merging import CONCATENATE, DARE, METHODS, SVD, TIES, Source, merged
+from lora_workbench.lora_files.sparse import ties
 
 OUT, IN = 24, 16
 UNET, TEXT, CONVOLUTION = "lora_unet_a", "lora_te1_b", "lora_unet_c"
@@ -94,37 +95,10 @@ def test_without_a_rank_each_layer_has_the_highest_of_the_files():
     assert ranks == {UNET: 5, TEXT: 5, CONVOLUTION: 3}
 
 
-# TIES (Yadav et al. 2023)
+# TIES and DARE
 
 
-def ties_by_the_paper(vectors, density):
-    """Algorithm 1, entry by entry, lambda = 1."""
-    trimmed = []
-    for vector in vectors:
-        values = vector.flatten().tolist()
-        largest = sorted(range(len(values)), key=lambda place: -abs(values[place]))[: round(density * len(values))]
-        trimmed.append([value if place in set(largest) else 0.0 for place, value in enumerate(values)])
-    result = []
-    for entries in zip(*trimmed, strict=True):
-        sign = math.copysign(1, sum(entries)) if sum(entries) else 0
-        agreeing = [entry for entry in entries if entry and math.copysign(1, entry) == sign]
-        result.append(sum(agreeing) / len(agreeing) if agreeing else 0.0)
-    return torch.tensor(result).view_as(vectors[0])
-
-
-@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
-def test_ties_is_the_papers_algorithm(density):
-    vectors = [torch.randn(12, 10, generator=random(seed)) for seed in range(3)]
-    torch.testing.assert_close(ties(vectors, density), ties_by_the_paper(vectors, density))
-
-
-def test_trimming_keeps_the_share_that_is_asked_for():
-    change = torch.randn(40, 25, generator=random(3))
-    kept = trim(change, 0.2) != 0
-    assert kept.sum() == 200 and change[kept].abs().min() > change[~kept].abs().max()
-
-
-def test_a_merge_by_ties_is_the_paper_on_the_weighted_changes():
+def test_a_merge_by_ties_is_that_of_the_weighted_changes():
     result = merged(SOURCES, TIES, rank=IN * 9, density=0.4)
     for name in (UNET, TEXT, CONVOLUTION):
         weighted = [
@@ -133,22 +107,8 @@ def test_a_merge_by_ties_is_the_paper_on_the_weighted_changes():
             if name in changes(source.tensors)
         ]
         got = changes(result.tensors)[name]
-        torch.testing.assert_close(got, ties_by_the_paper(weighted, 0.4), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got, ties(weighted, 0.4), rtol=1e-4, atol=1e-4)
     assert result.kept == pytest.approx(1.0, abs=1e-6)
-
-
-# DARE (Yu et al. 2024)
-
-
-def test_dare_drops_with_the_probability_and_divides_the_rest():
-    change = torch.randn(200, 100, generator=random(5))
-    result = dare(change, 0.3, random(0))
-    stays = result != 0
-    torch.testing.assert_close(result[stays], change[stays] / 0.3)
-    spread = (0.3 * 0.7 / change.numel()) ** 0.5
-    assert abs(stays.float().mean().item() - 0.3) < 4 * spread
-    mean = torch.stack([dare(change, 0.3, random(seed)) for seed in range(400)]).mean(0)
-    assert (mean - change).norm() / change.norm() < 1.1 * (0.7 / 0.3 / 400) ** 0.5
 
 
 def test_a_merge_by_dare_is_the_sum_of_what_is_left_of_each():
@@ -241,6 +201,16 @@ def test_differences_and_biases_are_added_up(method):
     torch.testing.assert_close(result.tensors[f"{TEXT}.diff_b"], torch.full((OUT,), 2.25))
     assert not any(name.startswith(f"{UNET}.lora") for name in result.tensors)
     assert any("changed in full" in note for note in result.notes)
+
+
+def test_embeddings_come_along_unless_two_files_call_others_the_same():
+    words = [{f"bundle_emb.{name}.clip_l": torch.full((1, 8), value)} for name, value in (("zork", 1.0), ("blip", 2.0))]
+    both = merged([Source("one", lora(0) | words[0]), Source("two", lora(1) | words[1])], CONCATENATE)
+    assert {name for name in both.tensors if name.startswith("bundle_emb")} == words[0].keys() | words[1].keys()
+    other = {name: tensor + 1 for name, tensor in words[0].items()}
+    result = merged([Source("one", lora(0) | words[0]), Source("two", lora(1) | other)], CONCATENATE)
+    assert torch.equal(result.tensors["bundle_emb.zork.clip_l"], words[0]["bundle_emb.zork.clip_l"])
+    assert result.notes == ["two: its embeddings are called as those of another file and were left out."]
 
 
 def test_a_weight_of_0_leaves_a_file_out_and_nothing_at_all_is_an_error():

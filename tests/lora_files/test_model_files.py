@@ -97,6 +97,21 @@ def test_a_checkpoint_and_a_file_of_the_model_alone_can_be_compared(tmp_path):
     assert result.ranks == {"lora_unet_double_blocks_0_x": 2}
 
 
+def test_a_change_of_openclips_keys_alone_changes_that_layer_alone(tmp_path):
+    key = "conditioner__embedders__1__model__transformer__resblocks__0__attn__in_proj_weight"
+    weight, changed = drawn(90, 30), drawn(90, 30)
+    changed[30:60] += torch.outer(drawn(30, seed=3), drawn(30, seed=4))
+    base, tuned = (
+        save(tmp_path, "base.safetensors", **{key: weight}),
+        save(tmp_path, "tuned.safetensors", **{key: changed}),
+    )
+    result = extracted(file_pairs(tuned, base, watch), rank=4)
+    name = "lora_te2_text_model_encoder_layers_0_self_attn_k_proj"
+    assert result.ranks == {name: 1}
+    change = layers_of(result.tensors)[name].change()
+    torch.testing.assert_close(change, (changed - weight)[30:60], rtol=1e-4, atol=1e-4)
+
+
 def test_scaled_8_bit_weights_are_read_with_their_scale(tmp_path):
     weight = drawn(40, 30)
     stored, scale = (weight / 0.03).to(torch.float8_e4m3fn), torch.tensor(0.03)

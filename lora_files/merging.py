@@ -22,7 +22,8 @@ from ..training.embeddings import BUNDLED
 from ..training.noise import generator
 from ..training.warm_start import Factors
 from .forms import KOHYA, converted, form_of
-from .layers import ALPHA, DIFFERENCE, DORA, DOWN, LOHA, LOKR, LORA, MID, OFT, UP, Layer, layers_of, lora_tensors
+from .layer_names import names_of
+from .layers import ALPHA, DIFFERENCE, DORA, DOWN, LOHA, LOKR, LORA, MID, OFT, UP, Layer, layers_of, lora_tensors, split
 from .low_rank import of_change, of_factors, share
 from .sparse import dare, ties
 
@@ -112,18 +113,25 @@ def merged(
 
 
 def in_one_form(sources: Sequence[Source]) -> list[Source]:
-    """The same LoRAs under kohya's names, by which layers find one another.
+    """The same LoRAs under kohya's names, by which layers find one another; layers without such a name keep theirs.
 
-    Where not all layers have such names, files that share a form stay as they are; ValueError when they do not.
+    Where a file cannot be renamed, files that share a form stay as they are; ValueError when they do not.
     """
     try:
-        return [replace(source, tensors=converted(source.tensors, KOHYA)) for source in sources]
+        return [replace(source, tensors=_renamed(source.tensors)) for source in sources]
     except ValueError as error:
         if len({form_of(source.tensors) for source in sources}) > 1:
             raise ValueError(
                 f"These LoRAs name their layers in different ways, so they cannot be merged. {error}"
             ) from error
         return list(sources)
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    addresses = names_of(layers_of(tensors)).addresses
+    named = {key: tensor for key, tensor in tensors.items() if addresses.get(split(key)[0])}
+    others = {key: tensor for key, tensor in tensors.items() if key not in named}
+    return converted(named, KOHYA) | others
 
 
 def _weight(

@@ -168,6 +168,19 @@ def test_side_by_side_refuses_what_has_no_two_matrices(other, called):
         merged([Source("one", lora(0)), Source("lycoris", other)], CONCATENATE)
 
 
+ATTENTION = "input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+
+
+def test_one_layer_without_a_name_does_not_keep_the_others_apart():
+    """Two names of one weight in a file would hide one another in the loader."""
+    kohyas = lora(0, names=(f"lora_unet_{ATTENTION.replace('.', '_')}", "lora_unet_odd"))
+    theirs = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    comfyuis, diffusers = lora(1, names=(f"diffusion_model.{ATTENTION}",)), lora(2, names=(theirs,))
+    result = merged([Source("a", kohyas), Source("b", comfyuis), Source("c", diffusers)], CONCATENATE)
+    ranks = {name: layer.rank for name, layer in layers_of(result.tensors).items()}
+    assert ranks == {f"lora_unet_{ATTENTION.replace('.', '_')}": 9, "lora_unet_odd": 3}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_depends_on_the_model_is_refused(method):
     dora = lora(0) | {f"{UNET}.dora_scale": torch.ones(OUT, 1)}

@@ -117,7 +117,8 @@ class LoraWorkbenchStackApply(io.ComfyNode):
     def fingerprint_inputs(cls, rows="[]", **widgets) -> list:
         """A file of a row that was written anew is put on anew; nothing is read for this."""
         with suppress(ValueError):
-            return [version_of(path) for path in files_of([*widget_rows(widgets), *json_rows(rows)])]
+            versions = map(version_of, files_of([*widget_rows(widgets), *json_rows(rows)]))
+            return [[str(path), *facts] for path, *facts in versions]  # ComfyUI writes it into pictures, as JSON
         return []
 
     @classmethod

@@ -304,6 +304,8 @@ def test_rows_outlive_the_workflow_file_and_undo_takes_a_change_back(shown):
     shown.row("star").get_by_role("button", name="Move", exact=True).press("Control+z")
     expect(shown.rows).to_have_count(2)
     assert shown.values == rows
+    shown.row("heart").get_by_role("switch").press("Enter")
+    assert not shown.values[0]["on"], "what is shown is the panel of the node that undo has made"
 
 
 def test_rows_outlive_a_reload_of_the_page(shown, new_nodes):
@@ -411,7 +413,8 @@ def finished(shown):
         for run in runs:
             if run["prompt"][1] not in shown.done:
                 shown.done.add(run["prompt"][1])
-                assert run["status"]["status_str"] == "success", run["status"]["messages"]
+                problems = [about.get("exception_message") for _, about in run["status"]["messages"]]
+                assert run["status"]["status_str"] == "success", problems
                 return run["outputs"]
         shown.page.wait_for_timeout(100)
     raise TimeoutError("The graph did not end.")

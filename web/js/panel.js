@@ -128,8 +128,17 @@ export function addPanel(node, panel) {
   node.hideOutputImages = true;
   hideWidgets(node, SHOWN_TWICE);
   after(node, "onRemoved", () => panel.stop());
-  after(node, "onConfigure", () => panel.configured());
+  after(node, "onConfigure", () => {
+    panel.configured();
+    setTimeout(() => takePlace(panel));
+  });
   after(node, "onExecuted", (output) => panel.executed(output));
+}
+
+/** Undo makes a node anew, but Nodes 2.0 goes on showing the panel of the node that was there: this one replaces it. */
+function takePlace({ node, root }) {
+  if (!window.LiteGraph.vueNodesMode || root.isConnected || node.graph !== app.canvas.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] .lw-panel`)?.replaceWith(root);
 }
 
 /** Keeps widgets of these names, which are added later, out of sight. */

@@ -4,7 +4,7 @@ import { button, element, fill, write } from "./dom.js";
 import { factsOf, strengthText } from "./stack_words.js";
 
 const COPIED = 1200; // ms for which a word says that it was copied
-const BLOCKS = "Blocks, all in full: IN04=0.5, MID=0, TE=0.3";
+const BLOCKS = "Blocks, such as IN04=0.5, MID=0, TE=0.3";
 const BLOCKS_TITLE =
   "How much of the strength single blocks get, such as IN04=0.5, MID=0, OUT00-OUT05=1.2 for SDXL, D00-D09=0.5, S*=0 for FLUX, and TE=0.3 for the text encoders. The others get all of it.";
 

@@ -97,7 +97,8 @@ export class Presets {
   delete(name) {
     if (this.deleting !== name) {
       this.deleting = name;
-      return this.show();
+      this.show();
+      return this.list.querySelector(".lw-danger").focus();
     }
     return this.attempt(async () => {
       const response = await api.deleteUserData(pathOf(name));

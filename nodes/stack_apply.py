@@ -22,6 +22,8 @@ from .sockets import CATEGORY, STACK
 
 FIRST_ROWS = 2
 """Rows that are shown at once; the others wait behind "show advanced"."""
+SHOWN_FROM_CACHE = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
+"""Where ComfyUI knows this, the page is told of the x-ray also when nothing had to be computed anew."""
 ERROR, SKIP = "error", "skip with a note"
 SHORT, FULL, OFF = "short", "full", "off"
 
@@ -85,6 +87,7 @@ class LoraWorkbenchStackApply(io.ComfyNode):
                 io.String.Output("prompt", tooltip="The prompt without its LoRA tags."),
             ],
             hidden=[io.Hidden.unique_id],
+            **SHOWN_FROM_CACHE,
         )
 
     @classmethod
@@ -118,7 +121,8 @@ class LoraWorkbenchStackApply(io.ComfyNode):
         """A file of a row that was written anew is put on anew; nothing is read for this."""
         with suppress(ValueError):
             versions = map(version_of, files_of([*widget_rows(widgets), *json_rows(rows)]))
-            return [[str(path), *facts] for path, *facts in versions]  # ComfyUI writes it into pictures, as JSON
+            # ComfyUI writes it into pictures, as JSON: nobody need read there where the file lies.
+            return [[path.name, *facts] for path, *facts in versions]
         return []
 
     @classmethod

@@ -219,6 +219,7 @@ def test_a_file_that_was_written_anew_is_read_anew(folder, reads):
     assert weights(after["model"]) != weights(before["model"])
     assert equals_chain(after, stack)
     assert LoraWorkbenchStackApply.fingerprint_inputs(rows=rows_of(*stack)) != mark
+    assert json.loads(json.dumps(mark)) == mark and str(folder) not in json.dumps(mark)
 
 
 def test_nothing_is_kept_of_files_that_no_node_names_any_more(folder, reads):

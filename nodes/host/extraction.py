@@ -20,6 +20,7 @@ FOLDERS, SUFFIXES = ("checkpoints", "diffusion_models"), (".safetensors", ".sft"
 WEIGHT, NETWORK = ".weight", "diffusion_model."
 COPIES = 12
 """So many float32 copies of the largest weight have room at once while it is taken apart."""
+PACKED = {"NVFP4": Stored("nvfp4", 0.45), "INT8": Stored("int8", 0.045)}
 Watch = Callable[[int, int], None]
 
 
@@ -30,7 +31,7 @@ def model_pairs(model, base, watch: Watch) -> Iterator[Pair]:
 
 def clip_pairs(clip, base, watch: Watch) -> Iterator[Pair]:
     """Every weight that two CLIPs both have, one at a time."""
-    yield from _pairs(clip.patcher, base.patcher, None, text_names(base), watch)
+    yield from _pairs(clip.patcher, base.patcher, "", text_names(base), watch)
 
 
 def network_names(model) -> dict[str, str]:
@@ -62,8 +63,8 @@ def _plain(key: str, prefix: str) -> str:
     return key.removeprefix(prefix).removesuffix(WEIGHT).replace(".", "_")
 
 
-def _pairs(model, base, prefix: str | None, names: dict[str, str], watch: Watch) -> Iterator[Pair]:
-    ours, theirs = model.get_key_patches(prefix), base.get_key_patches(prefix)
+def _pairs(model, base, prefix: str, names: dict[str, str], watch: Watch) -> Iterator[Pair]:
+    ours, theirs = _entries(model, prefix), _entries(base, prefix)
     keys = [key for key in ours if key in theirs]
     if not keys:
         raise ValueError("The two models share no layer: choose a model and the one it was made from.")
@@ -71,7 +72,7 @@ def _pairs(model, base, prefix: str | None, names: dict[str, str], watch: Watch)
     for done, key in enumerate(keys, 1):
         watch(done, len(keys))
         before, after = theirs[key], ours[key]
-        shared = _is_same(before[0][0], after[0][0])
+        shared = _is_same(before[0], after[0])
         if shared and len(before) == len(after) == 1:
             continue
         stored = Stored.of(torch.float32) if shared else max(map(_stored, (before, after)), key=lambda kind: kind.eps)
@@ -81,12 +82,27 @@ def _pairs(model, base, prefix: str | None, names: dict[str, str], watch: Watch)
         del pair
 
 
+def _entries(patcher, prefix: str) -> dict[str, list]:
+    """Each parameter's key -> the tensor that is stored and what is patched onto it, as ComfyUI's own merging has it.
+
+    ComfyUI's `get_key_patches` gives the same, but fails on quantised models. A loaded model may have been patched in
+    place; then what it was before lies in its backup.
+    """
+    entries = {}
+    for key, weight in patcher.model.named_parameters():
+        if key.startswith(prefix):
+            if (kept := patcher.backup.get(key)) is not None:
+                weight = kept.weight
+            entries[key] = [weight, *patcher.patches.get(key, ())]
+    return entries
+
+
 def _device(patcher, entries: dict[str, list]) -> torch.device:
     """Where to compute: the GPU, with room made for the largest weight, or else the CPU."""
     device = patcher.load_device
     if device.type != "cuda":  # others lack float64
         return torch.device("cpu")
-    largest = max(entry[0][0].numel() for entry in entries.values())
+    largest = max(entry[0].numel() for entry in entries.values())
     mm.free_memory(COPIES * 4 * largest, device)
     return device
 
@@ -99,17 +115,18 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _stored(entry: list) -> Stored:
-    weight = entry[0][0]
+    """How a weight is stored; for quantised ones the step that rounds as much as theirs was measured to."""
+    weight = entry[0]
     data = getattr(weight, "_qdata", weight)
     if data.is_floating_point():
         return Stored.of(data.dtype)
-    return Stored("whole numbers of few bits", 0.25)
+    layout = str(getattr(weight, "_layout_cls", ""))
+    return next((stored for name, stored in PACKED.items() if name in layout), Stored("a few bits", 0.45))
 
 
 def _weight(entry: list, key: str, device: torch.device) -> Tensor:
     """The weight in float32 with all its patches, as they would be put on in full precision."""
-    (weight, convert), *patches = entry
-    weight = convert(weight)
+    weight, *patches = entry
     weight = weight.dequantize() if isinstance(weight, QUANTISED) else weight
     if not weight.is_floating_point():
         raise ValueError(

@@ -5,11 +5,16 @@ import comfy.model_management as mm
 import comfy.ops
 import comfy.supported_models
 import hosttoys
+import loratoys
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from torch import nn
 
+from lora_workbench.lora_files.extraction import extracted
+from lora_workbench.lora_files.layers import layers_of
+from lora_workbench.nodes.host import loras
+from lora_workbench.nodes.host.extraction import model_pairs
 from lora_workbench.nodes.host.identity import identity_of
 from lora_workbench.nodes.host.weight_norms import squared_norm
 from lora_workbench.training.config import TrainConfig
@@ -98,6 +103,27 @@ def skip_without(layout):
     quant_ops = pytest.importorskip("comfy.quant_ops")
     if not hasattr(comfy.ops, "mixed_precision_ops") or layout not in str(vars(quant_ops).get("QUANT_ALGOS", {})):
         pytest.skip(f"this ComfyUI has no {layout}")
+
+
+@formats
+def test_a_lora_on_a_model_that_comfyui_quantised_is_extracted_as_it_was(layout, format_name):
+    skip_without(layout)
+    model = quantised(layout, format_name)
+    tensors = loratoys.lora(hosttoys.model(KIND))
+    patched, _ = loras.apply(model, None, tensors, 1.0, 0.0)
+    result = extracted(model_pairs(patched, model, lambda done, total: None), rank=16)
+    found, wanted = layers_of(result.tensors), layers_of(tensors)
+    assert found.keys() == wanted.keys() and result.notes == []
+    for name, layer in wanted.items():
+        assert (found[name].change() - layer.change()).norm() < 1e-3 * layer.norm(), name
+
+
+@formats
+def test_what_quantising_did_to_a_model_is_extracted_as_no_lora(layout, format_name):
+    skip_without(layout)
+    pairs = model_pairs(quantised(layout, format_name), hosttoys.model(KIND), lambda done, total: None)
+    with pytest.raises(ValueError, match="differ by no more than what storing them as .* rounds"):
+        extracted(pairs, rank=16)
 
 
 @formats

@@ -93,6 +93,7 @@ def test_each_weight_gets_the_change_of_its_block(kind, blocks, folder):
     """W + strength x block x alpha / rank x up x down, by hand and in float64, for every weight of MODEL and CLIP."""
     write(folder, NAME, kind)
     model, clip, _ = queueing.shared_models(kind)
+    weights(model), weights(clip.patcher)  # without what another test has put on
     before = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
     before = {key: weight.clone() for key, weight in before.items()}
     text = ", ".join(f"{name}={factor}" for name, factor in blocks.items())
@@ -107,7 +108,6 @@ def test_each_weight_gets_the_change_of_its_block(kind, blocks, folder):
     assert untouched and all(torch.equal(after[key], before[key]) for key in untouched)
     still = {key for key, change in expected.items() if not change.any()}
     assert still and all(torch.equal(after[key], before[key]) for key in still)
-    weights(model), weights(clip.patcher)
 
 
 def by_hand(kind, before, tensors, blocks, strength):

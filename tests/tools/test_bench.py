@@ -31,3 +31,18 @@ def test_the_benchmark_prints_a_line_for_every_case(comfyui):
         assert all(line[f"seconds_{who}"] > 0 and line[f"peak_mb_{who}"] > 0 for who in ("ours", "floor", "trainlora"))
         # What is above the model while ours trains is less than what ComfyUI's own trainer takes, which loads it twice.
         assert line["peak_mb_ours"] < line["peak_mb_trainlora"]
+
+
+@pytest.mark.comfy
+def test_the_benchmark_of_stacks_prints_a_line_for_every_model(comfyui):
+    chosen = ["stack", "--here", "--comfyui", str(comfyui), "--size", "toy", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "bench.py"), *chosen], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(line["case"], line["loras"]) for line in lines] == [("toy-sdxl", 4), ("toy-flux", 4)]
+    for line in lines:
+        sides = ("ours", "ours_without_xray", "ours_xray_full")
+        assert all(line[f"seconds_{who}{what}"] > 0 for who in ("chained", *sides) for what in ("", "_again"))
+        assert all(line[f"{who}_over_chained{what}"] > 0 for who in sides for what in ("", "_again"))

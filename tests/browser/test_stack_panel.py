@@ -59,10 +59,14 @@ class Shown:
         self.page.wait_for_function("wanted => LiteGraph.vueNodesMode === wanted", arg=new_nodes)
 
     def begin(self, rows=(), **inputs):
-        """A graph whose node has these rows, and these values of other widgets."""
-        self.page.evaluate(LOAD, graph_with({"rows": json.dumps(list(rows)), **inputs}))
+        """A graph of one node, which has these rows, and these values of other widgets."""
+        self.load({"1": stack_with({"rows": json.dumps(list(rows)), **inputs})}, len(rows))
+
+    def load(self, graph, rows):
+        """A graph with one Stack Apply node that shows so many rows."""
+        self.page.evaluate(LOAD, graph)
         expect(self.panel.get_by_role("button", name="Add LoRA")).to_be_visible()
-        expect(self.rows).to_have_count(len(rows))
+        expect(self.rows).to_have_count(rows)
 
     @property
     def values(self):
@@ -129,13 +133,17 @@ def a_row(lora, model=None, clip=None, on=True, **blocks):
     return {"lora": lora, "model": model, "clip": clip, "on": on, **blocks}
 
 
-def graph_with(inputs):
+def stack_with(inputs):
+    """A Stack Apply node in API form."""
+    # What is not given, a node of the same id would have from the one before it.
+    empty = {"rows": "[]", **{f"lora_{number}": "none" for number in range(1, 5)}}
+    return {"class_type": "LoraWorkbenchStackApply", "inputs": {**empty, **inputs}}
+
+
+def drawing_with(rows):
     """A graph in API form, with numbers for ids, that draws with what a Stack Apply node hands on."""
     graph = example.sampling_graph(example.FAMILIES["sdxl"], PROMPT, seed=5)
-    wires = {"model": ["loader", 0], "clip": ["loader", 1]}
-    # What is not given, a node of the same id would have from the one before it.
-    empty = {f"lora_{number}": "none" for number in range(1, 5)}
-    graph["stack"] = {"class_type": "LoraWorkbenchStackApply", "inputs": {**wires, **empty, **inputs}}
+    graph["stack"] = stack_with({"model": ["loader", 0], "clip": ["loader", 1], "rows": json.dumps(rows)})
     return numbered(through(graph, "stack"))
 
 
@@ -198,6 +206,7 @@ def test_rows_are_added_moved_switched_off_and_removed(shown):
 
 def test_a_row_is_dragged_to_its_place(shown):
     shown.begin([a_row(STAR), a_row(HEART), a_row(PAPER)])
+    place = shown.page.evaluate(f"() => [...{STACK}.pos]")
     mouse, grip = shown.page.mouse, shown.row("star").get_by_role("button", name="Move", exact=True).bounding_box()
     below = shown.row("paper").bounding_box()
     mouse.move(grip["x"] + 5, grip["y"] + 10)
@@ -206,8 +215,7 @@ def test_a_row_is_dragged_to_its_place(shown):
     expect(shown.rows.nth(2)).to_have_accessible_name("star")
     mouse.up()
     assert shown.names() == [HEART, PAPER, STAR]
-    size = shown.page.evaluate(f"() => [...{STACK}.pos]")
-    assert size == shown.page.evaluate(f"() => [...{STACK}.pos]"), "the node was not dragged"
+    assert shown.page.evaluate(f"() => [...{STACK}.pos]") == place, "the node stayed where it was"
 
 
 def test_strengths_are_the_recommended_ones_until_they_are_set(shown):
@@ -320,8 +328,7 @@ def test_rows_outlive_a_reload_of_the_page(shown, new_nodes):
 
 def test_what_the_row_widgets_held_moves_into_the_rows_once(shown):
     old = {"lora_1": STAR, "strength_model_1": 0.9, "strength_clip_1": 0.3, "on_1": False, "lora_3": HEART}
-    shown.page.evaluate(LOAD, graph_with({**old, "rows": json.dumps([a_row(PAPER)])}))
-    expect(shown.rows).to_have_count(3)
+    shown.load({"1": stack_with({**old, "rows": json.dumps([a_row(PAPER)])})}, 3)
     moved = [a_row(STAR, 0.9, 0.3, on=False), a_row(HEART, 1, 1), a_row(PAPER)]
     assert shown.values == moved
     assert shown.page.evaluate(VALUE, "lora_1") == shown.page.evaluate(VALUE, "lora_3") == "none"
@@ -331,12 +338,8 @@ def test_what_the_row_widgets_held_moves_into_the_rows_once(shown):
 
 
 def test_row_widgets_that_are_wired_stay_where_they_are(shown):
-    graph = graph_with({"lora_1": PAPER, "lora_2": STAR, "lora_3": HEART, "rows": "[]"})
-    (stack,) = [node for node in graph.values() if node["class_type"] == "LoraWorkbenchStackApply"]
-    graph["99"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 0.25}}
-    stack["inputs"]["strength_model_2"] = ["99", 0]
-    shown.page.evaluate(LOAD, graph)
-    expect(shown.rows).to_have_count(1)
+    stack = stack_with({"lora_1": PAPER, "lora_2": STAR, "lora_3": HEART, "strength_model_2": ["2", 0]})
+    shown.load({"1": stack, "2": {"class_type": "PrimitiveFloat", "inputs": {"value": 0.25}}}, 1)
     assert shown.names() == [HEART]
     hidden = f"() => {STACK}.widgets.filter(widget => widget.hidden).map(widget => widget.name)"
     assert set(shown.page.evaluate(hidden)) & {"lora_1", "lora_2", "strength_model_2", "lora_3"} == {"lora_3"}
@@ -374,6 +377,7 @@ def test_refreshing_lists_new_files(shown):
         shown.chooser.wait_for(state="detached")
     finally:
         (folder / "new.safetensors").unlink()
+        shown.page.evaluate("() => app.refreshComboInNodes()")
 
 
 def test_the_panel_shifts_nothing_that_is_saved_or_queued(shown):
@@ -407,12 +411,11 @@ def pixels(data):
 
 
 def finished(shown):
-    """What the graph that was queued last has shown, once it is done."""
+    """What the graph that was queued after those that were `done` has shown, once it has ended."""
     for _ in range(PATIENCE // 100):
         runs = json.loads(shown.server.get("/history?max_items=1")).values()
         for run in runs:
             if run["prompt"][1] not in shown.done:
-                shown.done.add(run["prompt"][1])
                 problems = [about.get("exception_message") for _, about in run["status"]["messages"]]
                 assert run["status"]["status_str"] == "success", problems
                 return run["outputs"]
@@ -422,8 +425,7 @@ def finished(shown):
 
 def test_the_queue_applies_the_rows_and_the_panel_shows_its_x_ray(shown):
     shown.done = {run["prompt"][1] for run in json.loads(shown.server.get("/history")).values()}
-    rows = [a_row(STAR), a_row(PAPER, on=False), a_row(HEART, -0.4, 0.3)]
-    shown.begin(rows)
+    shown.load(drawing_with([a_row(STAR), a_row(PAPER, on=False), a_row(HEART, -0.4, 0.3)]), 3)
     shown.row("star").get_by_role("button", name="Move", exact=True).press("ArrowDown")
     assert shown.names() == [PAPER, STAR, HEART]
     shown.page.evaluate("() => app.queuePrompt(0, 1)")
@@ -444,3 +446,7 @@ def test_the_queue_applies_the_rows_and_the_panel_shows_its_x_ray(shown):
     shown.row("star").get_by_role("button", name="Move", exact=True).press("Control+z")
     expect(shown.rows).to_have_count(3)
     expect(files).to_have_count(2)
+
+    shown.page.evaluate(f"() => {{ {STACK}.widgets.find(widget => widget.name === 'xray').value = 'off' }}")
+    shown.page.evaluate("() => app.queuePrompt(0, 1)")
+    expect(shown.panel.locator(".lw-xray")).to_be_hidden()

@@ -1,6 +1,8 @@
 // The panel on LoRA Stack Apply: rows that grow, presets, and what the last run found out about the stack.
 import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
 import { addStyle, button, element, enable, fill, write } from "./dom.js";
+import { executionIds } from "./live.js";
 import { Panel, setHidden } from "./panel.js";
 import { Chooser } from "./stack_chooser.js";
 import { namesOf } from "./stack_files.js";
@@ -35,11 +37,14 @@ export class StackPanel extends Panel {
     setHidden(this.widget, true);
     this.read();
     this.watching = setInterval(() => this.read(), WATCHED);
+    this.stopping = new AbortController();
+    api.addEventListener("executing", ({ detail }) => this.runs(detail), { signal: this.stopping.signal });
   }
 
   stop() {
     super.stop();
     clearInterval(this.watching);
+    this.stopping.abort();
     this.chooser.close();
     this.presets.close();
     this.stopped();
@@ -100,8 +105,16 @@ export class StackPanel extends Panel {
 
   executed(output) {
     const [table] = output?.[RESULT] ?? [];
+    this.ran = false;
     if (table) this.xray.show(table);
     this.fit();
+  }
+
+  /** A node begins to run: when this one did before and has told nothing, there is no x-ray of the last run. */
+  runs(id) {
+    const mine = id != null && executionIds(this.node).includes(String(id));
+    if (this.ran && !mine) this.xray.show({});
+    this.ran = mine;
   }
 
   // Showing

@@ -84,7 +84,7 @@ class Overlap:
     both_large: Sequence[str]
 
     def __str__(self) -> str:
-        line = f"{self.a} and {self.b}: cosine {self.cosine:.2f}, {self._meaning()}"
+        line = f"{self.a} and {self.b}: cosine {round(self.cosine, 2) + 0.0:.2f}, {self._meaning()}"  # + 0.0: no "-0.00"
         if self.layers:
             line += f"; they fight over {_counted(self.layers, self.fights)}"
         if self.both_large:

@@ -46,7 +46,7 @@ function pairOf({ a, b, cosine, fights = 0, layers = [] }) {
   const bar = element("i", {});
   bar.style.width = `${50 * Math.min(1, Math.abs(cosine))}%`;
   bar.style[cosine < 0 ? "right" : "left"] = "50%";
-  const number = `${cosine < 0 ? "−" : ""}${Math.abs(cosine).toFixed(2)}`;
+  const number = `${cosine <= -0.005 ? "−" : ""}${Math.abs(cosine).toFixed(2)}`;
   const overlap = element("td", { className: "lw-overlap", title: OVERLAP_TITLE }, element("span", {}, bar), number);
   const fight = element("td", { title: layers.join("\n") }, fights ? `${fights} layer${fights === 1 ? "" : "s"}` : "–");
   const names = `${fileName(a)} · ${fileName(b)}`;

@@ -114,7 +114,7 @@ class Chain:
         """Put one more on, by blocks where `strengths` say so; the loader's patches (target -> patch)."""
         if self.keys is None:
             self.keys = key_map(self.model, self.clip)
-            self.model, self.clip = self.model.clone(), self.clip and self.clip.clone()
+            self.model, self.clip = self.model.clone(), None if self.clip is None else self.clip.clone()
         keys = {name: target for name, target in self.keys.items() if name in lora.layers}
         try:
             patches = comfy.lora.load_lora(lora.tensors, keys, log_missing=False)

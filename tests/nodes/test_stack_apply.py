@@ -258,6 +258,18 @@ def test_a_file_that_is_damaged_is_named(folder):
         apply(queueing.shared_models("sdxl")[0], None, None, (NAMES[0], 1.0, 1.0))
 
 
+@pytest.mark.parametrize("part, size", [("lora_up.weight", None), ("alpha", (2,))])
+def test_a_file_with_half_a_layer_is_named(part, size, folder):
+    layer = "lora_unet_single_blocks_0_linear2"
+    whole = {f"{layer}.lora_{side}.weight": torch.zeros(4, 4) for side in ("up", "down")}
+    broken = whole | {f"{layer}.{part}": torch.zeros(size or 4)}
+    if size is None:
+        del broken[f"{layer}.lora_down.weight"]
+    save_file(broken, folder / NAMES[0])
+    with pytest.raises(ValueError, match="^The LoRA file 'one.safetensors' is broken, so download or train it again"):
+        apply(queueing.shared_models("flux")[0], None, [(NAMES[0], 1.0, 1.0)])
+
+
 # What it tells
 
 

@@ -74,11 +74,16 @@ def check_lora(path: Path) -> None:
 def finite(file: LoraFile) -> None:
     """ValueError naming the first tensor with a value that is not finite."""
     for name, tensor in file.tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        if tensor.is_floating_point() and not torch.isfinite(_askable(tensor)).all():
             raise ValueError(
                 f"The LoRA file '{file.path.name}' is broken: '{name}' holds values that are not finite. Inspect LoRA "
                 "lists them all; download or train the file again."
             )
+
+
+def _askable(tensor: Tensor) -> Tensor:
+    """The values in a type that torch can ask whether they are finite: it cannot ask numbers of one byte."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _guarded(path: Path, read: Callable[[Path, BinaryIO], Read]) -> Read:

@@ -12,7 +12,7 @@ import comfy.lora
 import comfy.lora_convert
 from torch import Tensor
 
-from ...lora_files.opening import SUFFIXES, check_lora
+from ...lora_files.opening import SUFFIXES, LoraFile, check_lora, finite
 from ...training.embeddings import BUNDLED
 from ...training.lora_family import family_of
 from ...training.patterns import Overrides
@@ -85,6 +85,7 @@ def _read(version: Version) -> ReadLora:
     if path.suffix.lower() in SUFFIXES:
         check_lora(path)
     tensors, entries = loras.read_file(path)
+    finite(LoraFile(path, tensors, entries))
     # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
     layers = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
     layers = comfy.lora_convert.convert_lora(layers)

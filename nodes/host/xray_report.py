@@ -84,7 +84,8 @@ class Overlap:
     both_large: Sequence[str]
 
     def __str__(self) -> str:
-        line = f"{self.a} and {self.b}: cosine {round(self.cosine, 2) + 0.0:.2f}, {self._meaning()}"  # + 0.0: no "-0.00"
+        cosine = round(self.cosine, 2) + 0.0  # and not "-0.00"
+        line = f"{self.a} and {self.b}: cosine {cosine:.2f}, {self._meaning()}"
         if self.layers:
             line += f"; they fight over {_counted(self.layers, self.fights)}"
         if self.both_large:

@@ -71,8 +71,8 @@ def test_a_thousand_hostile_files_are_a_sentence_each_in_every_node(folder, use)
         (folder / f"{number}.safetensors").write_bytes(data)
     before = hostilefiles.digest_of(folder)
     for number, (kind, _) in enumerate(files):
-        if kind == "not_finite" and use in (inspect, stack):
-            use(f"{number}.safetensors")  # the one lists such values, the other is as patient as Load LoRA
+        if kind == "not_finite" and use is inspect:
+            use(f"{number}.safetensors")  # it lists such values
             continue
         start = time.perf_counter()
         with pytest.raises(ValueError, match=rf"'{number}\.safetensors'"):

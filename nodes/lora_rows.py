@@ -13,8 +13,10 @@ from ..training.description import STRENGTH
 NONE = "none"
 OLD_ROWS = 4
 TAG = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
-AROUND = re.compile(r"[ \t]*,?[ \t]*(?:<lora:[^<>]*>[ \t]*,?[ \t]*)+", re.IGNORECASE)
+AROUND = re.compile(r"(?<![ \t])[ \t]*(?:,[ \t]*)?(?:<lora:[^<>]*>[ \t]*(?:,[ \t]*)?)+", re.IGNORECASE)
 """Tags that follow one another, with the commas and spaces that joined them to the rest of the prompt."""
+STRONGEST, MOST_RECOMMENDED = 100.0, 2.0
+"""What a strength may be, as in Load LoRA, and what a file may recommend: anybody may have written it."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,17 @@ def is_none(name: object) -> bool:
 
 
 def recommended(entries: Mapping[str, str]) -> float | None:
-    """The strength that a file recommends for itself, if any."""
+    """The strength that a file recommends for itself, if any; one that no LoRA can be meant for is none."""
     try:
         strength = float(entries[STRENGTH])
     except (KeyError, ValueError):
         return None
-    return strength if math.isfinite(strength) else None
+    return strength if 0 < strength <= MOST_RECOMMENDED else None
+
+
+def is_strength(value: object) -> bool:
+    """Whether this is a number that a LoRA may be put on with; not "nan", and nothing that overflows."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -STRONGEST <= value <= STRONGEST
 
 
 def stack_rows(entries: Iterable) -> list[LoraRow]:
@@ -62,23 +69,36 @@ def stack_rows(entries: Iterable) -> list[LoraRow]:
     try:
         rows = [LoraRow(name, float(on_model), float(on_clip)) for name, on_model, on_clip in entries]
         rows = [row for row in rows if not is_none(row.name)]
-        if all(isinstance(row.name, str) for row in rows):
-            return rows
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(
-        "lora_stack holds something else than (name, strength_model, strength_clip): connect a LORA_STACK output."
-    )
+    except (TypeError, ValueError, OverflowError):
+        rows = [LoraRow(None)]
+    if not all(isinstance(row.name, str) for row in rows):
+        raise ValueError(
+            "lora_stack holds something else than (name, strength_model, strength_clip): connect a LORA_STACK output."
+        )
+    return list(map(_checked, rows))
+
+
+def _checked(row: LoraRow) -> LoraRow:
+    """The row; ValueError for a strength that some other node has made and that no LoRA can be put on with."""
+    for strength in (row.strength_model, row.strength_clip):
+        if not is_strength(strength):
+            raise ValueError(
+                f"'{row.name}' is asked for at strength {strength}: connect or write a number between -{STRONGEST:g} "
+                f"and {STRONGEST:g}."
+            )
+    return row
 
 
 def widget_rows(widgets: Mapping[str, object]) -> list[LoraRow]:
     """The first four rows, each of four widgets, that name a LoRA."""
     return [
-        LoraRow(
-            widgets[f"lora_{number}"],
-            widgets.get(f"strength_model_{number}", 1.0),
-            widgets.get(f"strength_clip_{number}", 1.0),
-            widgets.get(f"on_{number}", True) is not False,
+        _checked(
+            LoraRow(
+                widgets[f"lora_{number}"],
+                widgets.get(f"strength_model_{number}", 1.0),
+                widgets.get(f"strength_clip_{number}", 1.0),
+                widgets.get(f"on_{number}", True) is not False,
+            )
         )
         for number in range(1, OLD_ROWS + 1)
         if not is_none(widgets.get(f"lora_{number}"))
@@ -113,8 +133,9 @@ def _json_row(number: int, entry: object) -> LoraRow:
 def _strength(value: object, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{where} of {value!r}, which is no strength: write a number such as 0.8, or leave it out.")
+    if not is_strength(value):
+        said = f"{value!r:.40}"
+        raise ValueError(f"{where} of {said}, which is no strength: write a number such as 0.8, or leave it out.")
     return float(value)
 
 
@@ -137,7 +158,7 @@ def _tag_row(inside: str, tag: str) -> LoraRow:
         strengths = [float(number) for number in numbers]
     except ValueError:
         strengths = [math.nan]
-    if len(strengths) > 2 or not all(map(math.isfinite, strengths)):
+    if len(strengths) > 2 or not all(map(is_strength, strengths)):
         raise ValueError(f"The prompt has the tag {tag}, which must say <lora:name:0.8> or <lora:name:0.8:0.6>.")
     return LoraRow(name, *(strengths * 2)[:2])
 

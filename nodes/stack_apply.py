@@ -9,7 +9,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..training.description import STRENGTH, trigger_words
+from ..training.description import trigger_words
 from ..training.lora_family import mismatch, title
 from .host import folders, loras
 from .host.blocks import block_strengths, share
@@ -203,7 +203,7 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
             continue
         strengths, by_block = (row.strength_model, row.strength_clip), block_strengths(row.blocks)
         patches = chain.add(file, *strengths, by_block)
-        note = "; ".join(filter(None, (row.note, by_block and share(patches, by_block))))
+        note = "; ".join(filter(None, (row.note, by_block and share(patches, row.blocks))))
         about = {"entries": file.entries, "content": file.version, "blocks": by_block, "note": note}
         applied.append(Applied(row.name, file.tensors, patches, *strengths, **about))
     return applied, stack, notes
@@ -232,6 +232,6 @@ def line_about(one: Applied, with_clip: bool) -> str:
     strengths = f"model {one.strength_model:g}" + (f", clip {one.strength_clip:g}" if with_clip else "")
     layers = len(one.patches)
     reached = "1 layer" if layers == 1 else f"{layers} layers" if layers else "NO layer of this model fits it"
-    advised = one.entries.get(STRENGTH, "")
-    line = f"{one.name}: {strengths}{f' (recommended {advised})' if advised else ''}, {reached}"
+    advised = recommended(one.entries)
+    line = f"{one.name}: {strengths}{f' (recommended {advised:g})' if advised else ''}, {reached}"
     return f"{line} ({one.note})" if one.note else line

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ...lora_files.layers import UNKNOWN, layers_of
-from ...training.description import STRENGTH, trigger_words
+from ...training.description import trigger_words
 from ...training.lora_family import family_of, title
 from ...training.patterns import Overrides, last_match
+from ..lora_rows import recommended
 from .changes import Changes, changes_by_weight, products
 from .patches import holder, key_map, place_of
 from .weight_norms import squared_norm
@@ -166,7 +167,6 @@ def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object]
     about = _about(one)
     reached = {place_of(target)[0] for target in one.patches}
     unknown = [name for name in about.layers if not _reaches(keys.get(name), reached)]
-    recommended = one.entries.get(STRENGTH, "")
     return Row(
         name=one.name,
         family=title(family_of(one.entries) or about.family or ""),
@@ -179,7 +179,7 @@ def _row(one: Applied, own: Changes, effect: _Effect, keys: Mapping[str, object]
         triggers=trigger_words(one.entries),
         strength=one.strength_model,
         strength_clip=None if without_clip else one.strength_clip,
-        recommended=float(recommended) if _is_number(recommended) else None,
+        recommended=recommended(one.entries),
         note="; ".join(filter(None, (one.note, *_notes(own, effect, unknown, without_clip)))),
     )
 
@@ -256,10 +256,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _layers(count: int) -> str:
     return "1 layer" if count == 1 else f"{count} layers"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

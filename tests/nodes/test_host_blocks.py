@@ -64,9 +64,11 @@ def test_blocks_are_called_as_elsewhere_and_the_last_that_fits_counts(text, key,
         ("IN04=half", "'IN04=half', which must say 'block = number'"),
         ("IN04=0.5 MID=1", "'IN04=0.5 MID=1', which must say 'block = number'"),
         ("=1", "'=1', which must say 'block = number'"),
-        ("IN04=-1", "between 0 and 100"),
-        ("IN04=101", "between 0 and 100"),
+        ("MID=1, IN04=-1", "has 'IN04=-1', whose number must be between 0 and 100"),
+        ("IN04=101", "has 'IN04=101', whose number must be between 0 and 100"),
         ("(=1", "which is no regular expression"),
+        (r"(\w+\.?)+!=1", "which could take minutes to look for"),
+        ("MID=1," * 1000, "5,999 characters: write at most 4,000"),
     ],
 )
 def test_what_cannot_be_read_is_named(text, said):
@@ -144,6 +146,15 @@ def test_the_report_says_how_many_layers_the_blocks_reach(depth, folder):
         report = apply(*queueing.shared_models("flux")[:2], rows=row(blocks), xray=depth)["report"]
         assert f"blocks set the strength of {reached} of {len(places)} layers" in report
     assert 0 < single < len(places)
+
+
+def test_blocks_that_fit_no_layer_are_named_beside_those_that_do(folder):
+    """ "MD" is a pattern as any other, so only what it fits shows that it was mistyped."""
+    write(folder, NAME, "sdxl", every=4)
+    model, clip, _ = queueing.shared_models("sdxl")
+    report = apply(model, clip, rows=row("OUT*=0.5, MD=0, D00=0, TE=1"))["report"]
+    assert "layers; no layer fits MD or D00" in report
+    assert "no layer fits" not in apply(model, clip, rows=row("OUT*=0.5, TE=1"))["report"]
 
 
 @pytest.mark.parametrize("kind", stacktoys.KINDS)

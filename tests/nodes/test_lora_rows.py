@@ -1,6 +1,7 @@
 """Rows as JSON, tags in a prompt and entries of a stack: what is read, and what is refused with a sentence."""
 
 import json
+import time
 
 import pytest
 
@@ -44,6 +45,8 @@ def test_what_is_no_list_in_json_is_refused(text):
         ({"lora": "a", "clip": True}, "has 'clip' of True, which is no strength"),
         ({"lora": "a", "clip": float("nan")}, "has 'clip' of nan, which is no strength"),
         ({"lora": "a", "clip": float("inf")}, "has 'clip' of inf, which is no strength"),
+        ({"lora": "a", "clip": 1e300}, r"has 'clip' of 1e\+300, which is no strength"),
+        ({"lora": "a", "model": 10**400}, "has 'model' of 1000000000000000000000000000000000000000, which is no"),
     ],
 )
 def test_a_row_that_is_none_is_named(row, said):
@@ -82,11 +85,20 @@ def test_a_prompt_without_tags_stays_as_it_is(prompt):
     assert prompt_rows(prompt) == ([], prompt)
 
 
+def test_a_long_prompt_with_many_spaces_and_commas_is_read_at_once():
+    prompts = ["<lora:x:1> a" + filling * 20_000 + "b" for filling in (" ", ", ", "<lora:", "<lora:y", "\t ,")]
+    began = time.perf_counter()
+    assert [rows for rows, _ in map(prompt_rows, prompts)] == [[LoraRow("x", 1.0, 1.0)]] * 5
+    assert time.perf_counter() - began < 2
+
+
 def test_no_prompt_is_an_empty_one():
     assert prompt_rows(None) == ([], "")
 
 
-@pytest.mark.parametrize("tag", ["<lora:a:b>", "<lora:a:1:2:3>", "<lora:a:nan>", "<lora:a:1:inf>", "<lora:a:>"])
+@pytest.mark.parametrize(
+    "tag", ["<lora:a:b>", "<lora:a:1:2:3>", "<lora:a:nan>", "<lora:a:1:inf>", "<lora:a:>", "<lora:a:1e300>"]
+)
 def test_a_tag_whose_strength_is_no_number_is_named(tag):
     with pytest.raises(ValueError, match=f"^The prompt has the tag {tag}, which must say <lora:name:0.8> or"):
         prompt_rows(f"a star {tag}")
@@ -97,7 +109,18 @@ def test_entries_of_a_stack_may_be_tuples_or_lists_and_name_nothing():
     assert stack_rows(stack) == [LoraRow("a.safetensors", 1.0, 0.5), LoraRow("b.safetensors", 0.0, 1.0)]
 
 
-@pytest.mark.parametrize("said, strength", [("0.85", 0.85), ("", None), ("strong", None), ("nan", None), ("inf", None)])
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), 1e300, -101])
+def test_a_strength_that_another_node_made_and_no_lora_can_have_is_refused(strength):
+    with pytest.raises(ValueError, match="^'a.safetensors' is asked for at strength .*: connect or write a number"):
+        stack_rows([("a.safetensors", 1.0, strength)])
+    with pytest.raises(ValueError, match="^'a.safetensors' is asked for at strength "):
+        widget_rows({"lora_1": "a.safetensors", "strength_model_1": strength})
+
+
+@pytest.mark.parametrize(
+    "said, strength",
+    [("0.85", 0.85), ("2", 2.0), *((odd, None) for odd in ("", "strong", "nan", "inf", "1e9", "1e300", "-3", "0"))],
+)
 def test_the_recommended_strength_is_a_number_in_the_file_or_none(said, strength):
     assert recommended({STRENGTH: said}) == strength
     assert recommended({}) is None

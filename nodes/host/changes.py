@@ -99,10 +99,10 @@ def products(patcher, key: str, changes: Sequence[Changes], *, every_kind: bool)
         for pair, product in _computed(patcher, key, patches, missing).items():
             kept.setdefault(pair, {})[key] = product
             kept.move_to_end(pair)
-        while len(kept) > MOST_PAIRS:
-            kept.popitem(last=False)
-    found = {pair: kept.get(pair, {}).get(key) for pair in pairs}
-    return {pair: product for pair, product in found.items() if product is not None}
+    found = {pair: kept[pair][key] for pair in pairs if key in kept.get(pair, ())}
+    while len(kept) > max(MOST_PAIRS, len(pairs)):
+        kept.popitem(last=False)
+    return found
 
 
 def _is_cheap(pair: frozenset, patches: Mapping[Hashable, Patches]) -> bool:
@@ -137,9 +137,10 @@ def gram(factors: Mapping[Hashable, Factors]) -> dict[frozenset, float]:
     up = torch.cat([own.up for own in factors.values()], 1)
     down = torch.cat([own.down for own in factors.values()], 0)
     ranks = [own.up.shape[1] for own in factors.values()]
-    sizes = (up.t() @ up) * (down @ down.t())
-    whose = torch.repeat_interleave(torch.eye(len(ranks), dtype=torch.float64), torch.tensor(ranks), 1).to(sizes.device)
-    values = (whose @ sizes.double() @ whose.t()).tolist()
+    # Added up on the CPU: Apple's and Intel's GPUs have no float64.
+    sizes = ((up.t() @ up) * (down @ down.t())).cpu().double()
+    whose = torch.repeat_interleave(torch.eye(len(ranks), dtype=torch.float64), torch.tensor(ranks), 1)
+    values = (whose @ sizes @ whose.t()).tolist()
     names = list(factors)
     return {frozenset((names[a], names[b])): values[a][b] for a in range(len(names)) for b in range(a, len(names))}
 
@@ -182,7 +183,7 @@ def _inner(plain: Mapping, dense: Mapping, first: Hashable, second: Hashable) ->
         product = plain[second].down * (plain[second].up.t() @ change)
     else:
         product = change * dense[second].view_as(change)
-    return product.sum(dtype=torch.float64).item()
+    return product.sum(-1).cpu().double().sum().item()
 
 
 def _has_cheap_norm(patches: Patches) -> bool:
@@ -217,4 +218,4 @@ def _cheap_norm(patch: object, _place: object) -> float:
 
 
 def _square(tensor: Tensor) -> float:
-    return tensor.double().square().sum().item()
+    return tensor.cpu().double().square().sum().item()

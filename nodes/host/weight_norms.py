@@ -53,7 +53,7 @@ def _estimated(weight: Tensor) -> float:
     rows = weight.flatten(1) if weight.ndim > 1 else weight[:, None]
     count, columns = rows.numel(), rows.shape[1]
     if count <= SAMPLE:
-        return rows.double().square().sum().item()
+        return rows.cpu().double().square().sum().item()
     # Without a common divisor of step and columns every column is met as often as every other.
     step = -(-count // SAMPLE)
     while math.gcd(step, columns) > 1:
@@ -65,4 +65,4 @@ def _estimated(weight: Tensor) -> float:
         # Tensors of eight-bit floats cannot be indexed on every device, their bytes can.
         bits = rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
         values = bits[places // columns, places % columns].view(rows.dtype)
-    return values.float().square().mean(dtype=torch.float64).item() * count
+    return values.float().cpu().double().square().mean().item() * count  # other devices may have no float64

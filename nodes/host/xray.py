@@ -49,13 +49,16 @@ class Applied:
     content: Hashable
     blocks: Overrides = ()
     note: str = ""
+    _factors: dict[str, float | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def strength(self, key: str) -> float:
         """How strongly it changes one weight."""
         strength = self.strength_model if key.startswith(MODEL) else self.strength_clip
         if not self.blocks:
             return strength
-        factor = last_match(self.blocks, key)
+        if key not in self._factors:  # asked for once a pair
+            self._factors[key] = last_match(self.blocks, key)
+        factor = self._factors[key]
         return strength if factor is None else strength * factor
 
 

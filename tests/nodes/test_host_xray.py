@@ -294,7 +294,45 @@ def test_a_part_of_the_columns_is_measured_where_it_lies():
     assert math.sqrt(weight_norms._estimated(part)) == pytest.approx(part.norm().item(), rel=0.02)
 
 
+class OnAnotherDevice(torch.Tensor):
+    """A tensor on a GPU of Apple's or Intel's, as far as it matters: it has no float64, and its copy on the CPU has."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a tensor to float64, as this device doesn't support it.")
+        return result.as_subclass(torch.Tensor) if getattr(function, "__name__", "") == "cpu" else result
+
+
+def test_devices_without_float64_can_measure_too():
+    random = torch.Generator().manual_seed(0)
+    up, down, other = (torch.randn(size, generator=random) for size in ((40, 3), (3, 30), (40, 30)))
+    factors = changes.Factors(*(part.as_subclass(OnAnotherDevice) for part in (up, down)))
+    change = up @ down
+    with pytest.raises(TypeError, match="float64"):
+        factors.up.double()
+    found = changes.gram({"one": factors, "two": factors})
+    assert found[frozenset(("one", "two"))] == pytest.approx(change.square().sum().item(), rel=1e-5)
+    there = other.as_subclass(OnAnotherDevice)
+    for plain in ({"one": factors}, {}):
+        dense = {"one": change.as_subclass(OnAnotherDevice), "two": there}
+        assert changes._inner(plain, dense, "one", "two") == pytest.approx((change * other).sum().item(), rel=1e-4)
+    for size in (30, 3000):
+        weight = torch.randn(40, size, generator=random)
+        assert weight_norms._estimated(weight.as_subclass(OnAnotherDevice)) == weight_norms._estimated(weight)
+
+
 # The report
+
+
+def test_more_loras_than_are_remembered_are_all_measured(monkeypatch):
+    monkeypatch.setattr(changes, "MOST_PAIRS", 4)
+    applied = put_on("flux", {f"{seed}": split_file(seed) for seed in range(6)})
+    for _ in range(2):
+        seen = look("flux", applied)
+        assert len(seen.overlaps) == 15
+        assert all(row.norm and row.keys == row.keys_in_file and not row.note for row in seen.rows)
 
 
 def test_blocks_count_with_their_strengths():

@@ -274,9 +274,10 @@ def test_a_preset_is_saved_loaded_and_deleted(shown):
     shown.begin(rows)
     name = shown.presets.get_by_role("textbox")
     shown.push("Presets")
-    name.fill("a/b")
-    name.press("Enter")
-    expect(shown.presets.locator(".lw-said")).to_contain_text("cannot be the name of a file")
+    for unfit in ("a/b", "..", "nul"):
+        name.fill(unfit)
+        name.press("Enter")
+        expect(shown.presets.locator(".lw-said")).to_contain_text(f"'{unfit}' cannot be the name of a file")
     name.fill(PRESET)
     name.press("Enter")
     expect(shown.presets.get_by_role("button", name=PRESET, exact=True)).to_be_visible()
@@ -350,7 +351,7 @@ def test_a_row_whose_file_is_gone_says_so(shown):
     shown.begin([a_row("people/nobody.safetensors"), a_row("elsewhere/star.safetensors")])
     gone = shown.row("nobody")
     expect(gone.locator(".lw-row-note")).to_contain_text("'people/nobody.safetensors' is not in the loras folder")
-    expect(gone).to_have_class("lw-stack-row lw-gone")
+    expect(gone).to_have_class("lw-stack-row lw-unusable")
     expect(shown.panel).to_have_attribute("data-status", "failed")
     expect(shown.row("star").locator(".lw-row-note")).to_contain_text(f"Found as '{STAR}'")
     gone.get_by_role("button", name="people/nobody").press("Enter")
@@ -361,6 +362,49 @@ def test_a_row_whose_file_is_gone_says_so(shown):
     shown.page.keyboard.press("Enter")
     assert shown.names() == [HEART, "elsewhere/star.safetensors"]
     expect(shown.panel).to_have_attribute("data-status", "finished")
+
+
+def test_a_row_whose_file_cannot_be_read_says_so_before_the_queue_does(shown):
+    path = shown.server.folder / "models" / "loras" / FOLDER / "broken.safetensors"
+    path.write_bytes(b"no header at all")
+    try:
+        shown.begin([a_row(f"{FOLDER}/broken.safetensors")])
+        expect(shown.row("broken").locator(".lw-row-note")).to_contain_text("'broken.safetensors' cannot be read")
+        expect(shown.panel).to_have_attribute("data-status", "failed")
+    finally:
+        path.unlink()
+
+
+def test_only_a_click_beside_a_window_closes_it(shown):
+    shown.begin()
+    mouse, add = shown.page.mouse, shown.button("Add LoRA").bounding_box()
+    mouse.dblclick(add["x"] + 20, add["y"] + 10)
+    window = shown.chooser.bounding_box()
+    assert shown.chooser.get_by_role("option").first.get_attribute("aria-selected") == "true", "it begins at its top"
+    mouse.click(window["x"] + 5, window["y"] + window["height"] / 2)
+    mouse.move(window["x"] + 100, window["y"] + 30)
+    mouse.down()
+    mouse.move(window["x"] - 40, window["y"] + 30, steps=2)
+    mouse.up()
+    shown.page.wait_for_timeout(100)
+    assert shown.chooser.is_visible()
+    mouse.click(window["x"] - 40, window["y"] + 30)
+    shown.chooser.wait_for(state="detached")
+
+
+def test_values_set_from_outside_are_shown_as_they_are_or_not_at_all(shown):
+    shown.begin([a_row(STAR, 0.6, 0.6)])
+    write = f"value => {{ {STACK}.widgets.find(widget => widget.name === 'rows').value = value }}"
+    shown.page.evaluate(write, json.dumps([a_row(STAR, 0.6, -0.25)]))
+    expect(shown.strength("star", "CLIP")).to_have_value("-0.25")
+    for entry in ({"model": "0.8"}, {"lora": 5}, {"blocks": ["MID"]}, None):
+        shown.page.evaluate(write, json.dumps([a_row(STAR)]))
+        expect(shown.rows).to_have_count(1)
+        refused = json.dumps([entry and a_row(STAR) | entry])
+        shown.page.evaluate(write, refused)
+        expect(shown.panel.locator(".lw-said")).to_contain_text("cannot be read")
+        expect(shown.rows).to_have_count(0)
+        assert shown.page.evaluate(VALUE, "rows") == refused, "as it was"
 
 
 def test_refreshing_lists_new_files(shown):
@@ -401,7 +445,7 @@ def test_ten_rows_fit_a_narrow_node(shown):
                 return own.left >= box.left - 1 && own.right <= box.right + 1 && own.bottom <= box.bottom + 1; });
     }"""
     shown.begin([a_row((STAR, HEART, PAPER)[number % 3], 0.1 * number, 1.5) for number in range(10)])
-    for width in (260, 420):
+    for width in (225, 260, 420):
         shown.page.evaluate(f"width => {STACK}.setSize([width, {STACK}.size[1]])", width)
         shown.page.wait_for_function(inside)
 

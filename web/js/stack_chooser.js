@@ -29,7 +29,7 @@ export class Chooser {
   open(names, current, chosen) {
     this.names = names;
     this.chosen = chosen;
-    this.marked = current ?? names[0];
+    this.marked = current;
     this.search.value = "";
     document.body.append(this.root);
     this.root.showModal();
@@ -68,7 +68,7 @@ export class Chooser {
 
   option(name) {
     const { file } = partsOf(name);
-    const cover = element("span", { className: "lw-found-cover" }, file.slice(0, 1).toUpperCase());
+    const cover = element("span", { className: "lw-found-cover" }, initial(file));
     const made = element("div", { className: "lw-found-file", role: "option", title: name, onclick: () => this.take(name) }, cover, element("span", {}, file));
     made.id = `lw-found-${this.options.size}`;
     made.dataset.name = name;
@@ -104,7 +104,7 @@ export class Chooser {
     const about = await aboutFile(name);
     if (name !== this.marked) return;
     const { file, folder } = partsOf(name);
-    const picture = about.preview ? element("img", { alt: "", src: api.apiURL(about.preview) }) : element("span", {}, file.slice(0, 1).toUpperCase());
+    const picture = about.preview ? element("img", { alt: "", src: api.apiURL(about.preview) }) : element("span", {}, initial(file));
     const recommended = about.strength == null ? "" : `recommended strength ${strengthText(about.strength)}`;
     const words = element("div", { className: "lw-triggers" }, ...about.triggers.map((word) => element("span", { className: "lw-word" }, word)));
     const facts = [folder, about.error || factsOf(about), recommended].filter(Boolean).map((text) => element("p", {}, text));
@@ -129,10 +129,21 @@ export class Chooser {
 
 /** A dialog that a click beside it closes, and of which the page hears nothing. */
 export function inWindow(root) {
-  root.addEventListener("click", (event) => event.target === root && root.close());
+  let pressed = false; // beside it, where marking text in a field may end as well, and a double click that opened it
+  root.addEventListener("pointerdown", (event) => (pressed = isBeside(root, event)));
+  root.addEventListener("click", (event) => pressed && event.detail < 2 && isBeside(root, event) && root.close());
   root.addEventListener("close", () => root.remove());
   for (const kind of ["keydown", "keyup", "keypress", "wheel"]) root.addEventListener(kind, (event) => event.stopPropagation());
 }
+
+/** Whether the pointer is on what the dialog covers: its own edge counts as the dialog. */
+function isBeside(root, { target, clientX, clientY }) {
+  const { left, right, top, bottom } = root.getBoundingClientRect();
+  return target === root && (clientX < left || clientX > right || clientY < top || clientY > bottom);
+}
+
+/** The letter that stands where there is no cover, which may be of two halves. */
+const initial = (file) => [...file][0]?.toUpperCase() ?? "";
 
 /** [folder, names] in the order of the names, those in no folder first. */
 function inFolders(names) {

@@ -24,10 +24,10 @@ export class Details {
     this.root = element("div", { className: "lw-details" }, this.cover, texts);
   }
 
-  /** `about` is what the server tells of the file, null when there is none. */
+  /** `about` is what the server tells of the file, null when it cannot. */
   show(row, about) {
     if (document.activeElement !== this.blocks) this.blocks.value = row.blocks;
-    write(this.facts, about ? about.error || factsOf(about) : "");
+    write(this.facts, about ? factsOf(about) : "");
     const recommended = about?.strength;
     this.take.hidden = recommended == null || (row.model == null && row.clip == null);
     write(this.take, recommended == null ? "" : `Take the recommended ${strengthText(recommended)}`);

@@ -15,7 +15,7 @@ import { XRay } from "./stack_xray.js";
 const MOST = 2; // of strength in all, as guides advise
 const WATCHED = 500; // ms between two looks at values that others may have set
 const RESULT = "lora_workbench_stack";
-const UNREADABLE = "The rows of this node cannot be read, so none is applied: add LoRAs to start again, or undo.";
+const UNREADABLE = "The rows of this node cannot be read: add LoRAs to start again, or undo.";
 
 export class StackPanel extends Panel {
   /** `stopped` is called when the node is gone. */
@@ -78,7 +78,7 @@ export class StackPanel extends Panel {
   viewOf(row, at) {
     const view = this.views[at];
     if (view?.row.lora !== row.lora) return new Row(row, this.acts);
-    Object.assign(view.row, row);
+    view.take(row);
     return view;
   }
 
@@ -127,11 +127,19 @@ export class StackPanel extends Panel {
     this.describe();
   }
 
+  /** Once for all rows of which something new is known: each change of the node's height costs Nodes 2.0 much. */
+  describeSoon() {
+    this.describing ??= requestAnimationFrame(() => {
+      this.describing = undefined;
+      this.describe();
+    });
+  }
+
   /** What is said about all rows. */
   describe() {
     const on = this.views.filter(({ row }) => row.on);
     const total = on.reduce((sum, { strength }) => sum + Math.abs(strength), 0);
-    const wrong = this.unreadable || on.some(({ gone }) => gone);
+    const wrong = this.unreadable || on.some(({ unusable }) => unusable);
     this.root.dataset.status = wrong ? "failed" : total > MOST ? "paused" : on.length ? "finished" : "idle";
     write(this.headline, headline(this.rows));
     write(this.figures, on.length ? `strength ${strengthText(total)} in all` : "");
@@ -148,7 +156,7 @@ export class StackPanel extends Panel {
   get acts() {
     return {
       changed: () => this.changed(),
-      described: () => this.describe(),
+      described: () => this.describeSoon(),
       remove: (view) => this.remove(view),
       choose: (view) => this.choose(view),
       grab: (view, event) => this.grab(view, event),

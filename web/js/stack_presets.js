@@ -7,7 +7,7 @@ import { rowsOf, textOf } from "./stack_values.js";
 
 const FOLDER = "lora_workbench/stacks";
 const ENDING = ".json";
-const NO_NAME = /[\\/:*?"<>|\u0000-\u001f]|^\.|[. ]$/; // what is no file name on every system
+const NO_NAME = /[\\/:*?"<>|\u0000-\u001f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)/i; // what is no file name on every system
 const LONGEST = 80;
 
 export class Presets {
@@ -74,7 +74,7 @@ export class Presets {
 
   store() {
     const { typed, rows } = this;
-    if (NO_NAME.test(typed)) return this.say(`'${typed}' cannot be the name of a file: leave out \\ / : * ? " < > | and points at its ends.`, true);
+    if (NO_NAME.test(typed)) return this.say(`'${typed}' cannot be the name of a file on every system: choose another one, without \\ / : * ? " < > | or points at its ends.`, true);
     return this.attempt(async () => {
       await api.storeUserData(pathOf(typed), textOf(rows), { overwrite: true, stringify: false, throwOnError: true, full_info: false });
       this.name.value = "";

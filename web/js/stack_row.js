@@ -15,7 +15,7 @@ export class Row {
     this.acts = acts;
     this.separate = row.model !== row.clip;
     this.recommended = NO_STRENGTH;
-    this.gone = false;
+    this.unusable = false;
     this.handle = button("", "Drag to another place, or press the up and down arrow keys.", () => {}, "lw-handle");
     this.handle.setAttribute("aria-label", "Move");
     this.on = button("", "Switch this LoRA on or off.", () => this.change({ on: !row.on }), "lw-switch");
@@ -43,6 +43,12 @@ export class Row {
   change(values) {
     Object.assign(this.row, values);
     this.acts.changed();
+  }
+
+  /** Takes over the values of a row of the same file. */
+  take(row) {
+    Object.assign(this.row, row);
+    this.separate ||= row.model !== row.clip;
   }
 
   show() {
@@ -77,12 +83,12 @@ export class Row {
   async describe(name) {
     const about = await aboutFile(name);
     if (name !== this.row.lora) return; // another one was chosen meanwhile
-    this.gone = Boolean(about.gone);
+    this.unusable = Boolean(about.gone || (about.name && about.error));
     const moved = about.name && plain(about.name) !== plain(name);
-    write(this.note, this.gone ? about.error : moved ? foundWords(about.name) : "");
+    write(this.note, about.error || (moved ? foundWords(about.name) : ""));
     this.note.hidden = !this.note.textContent;
-    this.root.classList.toggle("lw-gone", this.gone);
-    this.details.show(this.row, this.gone ? null : about);
+    this.root.classList.toggle("lw-unusable", this.unusable);
+    this.details.show(this.row, about.error ? null : about);
     this.recommended = about.strength ?? NO_STRENGTH;
     this.showStrengths();
     this.acts.described();

@@ -15,14 +15,19 @@ export function rowsOf(text) {
   } catch {
     return null;
   }
-  const readable = Array.isArray(entries) && entries.every((entry) => entry && typeof entry === "object");
+  const readable = Array.isArray(entries) && entries.every(isRow);
   return readable ? entries.map(rowOf).filter(({ lora }) => lora) : null;
 }
 
+/** Whether the server would read it as a row as well. */
+function isRow(entry) {
+  const { lora, model, clip, blocks } = entry ?? {};
+  const texts = [lora, blocks].every((value) => value == null || typeof value === "string");
+  return typeof entry === "object" && entry !== null && texts && [model, clip].every((value) => value == null || Number.isFinite(value));
+}
+
 function rowOf({ lora, model, clip, on, blocks }) {
-  const strength = (value) => (Number.isFinite(value) ? value : null);
-  const text = (value) => (typeof value === "string" ? value : "");
-  return { lora: text(lora), model: strength(model), clip: strength(clip), on: on !== false, blocks: text(blocks) };
+  return { lora: lora ?? "", model: model ?? null, clip: clip ?? null, on: on == null || Boolean(on), blocks: blocks ?? "" };
 }
 
 export function textOf(rows) {

@@ -22,7 +22,7 @@ from lora_workbench.training.patterns import overrides
 
 pytestmark = pytest.mark.comfy
 every_model = pytest.mark.parametrize("model", ["sdxl", "flux"])
-SPREAD = {"lora": 0.1, "dora": 0.1, "loha": 0.4, "lokr": 0.3}
+SPREAD = {"lora": 0.1, "dora": 0.1, "loha": 0.4, "lokr": 0.3, "oft": 0.1}
 TEXT = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
 
 

@@ -11,7 +11,16 @@ from ..lora_files.forms import COMFYUI, DIFFUSERS, FOLD, KEEP, KOHYA, converted,
 from ..lora_files.layers import ALPHA, LORA, layers_of
 from ..training.embeddings import BUNDLED
 from .host import folders
-from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_outputs import (
+    PRECISIONS,
+    file_output,
+    file_outputs,
+    name_input,
+    name_problem,
+    precision_input,
+    times_lost,
+    write_lora,
+)
 from .lora_rows import NONE
 from .lora_sources import chosen, size_of, state_of
 from .sockets import CATEGORY
@@ -56,22 +65,29 @@ class LoraWorkbenchConvertLora(io.ComfyNode):
                 precision_input(),
             ],
             outputs=file_outputs(),
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """A name that no file can have is an error before anything runs."""
+        return name_problem(name)
+
+    @classmethod
     def fingerprint_inputs(cls, lora=NONE, lora_name=None, **_) -> list:
-        """Another file of the same name is another input."""
-        return state_of([lora_name or lora])
+        """Another file of the same name is another input, and so is one that this node wrote and that is gone."""
+        return [*state_of([lora_name or lora]), times_lost(cls.hidden.unique_id)]
 
     @classmethod
     def execute(cls, lora, name, form, alpha, precision, lora_name=None) -> io.NodeOutput:
+        folders.new_lora_path(name)  # a name from a wire is looked at before the work too
         file, dtype = chosen(lora, lora_name), PRECISIONS[precision]
         tensors = file.tensors
         if alpha == FOLD and dtype is not None:
             # Rounded once, after the product.
             tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         result = converted(tensors, form, alpha)
-        path, written = write_lora(name, result, told(file.entries, alpha), dtype)
+        path, written = write_lora(name, result, told(file.entries, alpha), dtype, cls.hidden.unique_id)
         before, after = len(layers_of(tensors)), len(layers_of(result))
         lines = [
             f"'{file.path.name}' ({form_of(layer_keys(tensors)) or 'mixed forms'}) -> '{written}' ({form}), "

@@ -13,10 +13,19 @@ from ..lora_files.model_files import file_pairs
 from ..training.description import OURS
 from ..training.families import FLUX, SD15, SDXL
 from ..training.lora_family import family_of
-from .host import loras
+from .host import folders, loras
 from .host.extraction import clip_pairs, model_file_names, model_file_path, model_pairs
 from .host.progress import Progress
-from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_outputs import (
+    PRECISIONS,
+    file_output,
+    file_outputs,
+    name_input,
+    name_problem,
+    precision_input,
+    times_lost,
+    write_lora,
+)
 from .lora_rows import NONE, is_none
 from .lora_sources import percent, ranks_in_words, size_of
 from .sockets import CATEGORY
@@ -73,21 +82,22 @@ class LoraWorkbenchExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file=NONE, file_base=NONE) -> bool | str:
-        """A file that is gone is an error before anything runs."""
+    def validate_inputs(cls, file=NONE, file_base=NONE, name=None) -> bool | str:
+        """A file that is gone, or a name that no file can have, is an error before anything runs."""
         try:
-            for name in (file, file_base):
-                if not is_none(name):
-                    model_file_path(name)
+            for model_file in (file, file_base):
+                if not is_none(model_file):
+                    model_file_path(model_file)
         except ValueError as error:
             return str(error)
-        return True
+        return name_problem(name)
 
     @classmethod
     def fingerprint_inputs(cls, file=NONE, file_base=NONE, **_) -> list:
-        """Another file of the same name is another input."""
-        paths = [model_file_path(name) for name in (file, file_base) if not is_none(name)]
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        """Another file of the same name is another input, and so is a LoRA that this node wrote and that is gone."""
+        # ComfyUI writes it into pictures: nobody need read there where the files lie.
+        facts = [(each, model_file_path(each).stat()) for each in (file, file_base) if not is_none(each)]
+        return [*((each, one.st_size, one.st_mtime_ns) for each, one in facts), times_lost(cls.hidden.unique_id)]
 
     @classmethod
     def execute(
@@ -103,11 +113,14 @@ class LoraWorkbenchExtractLora(io.ComfyNode):
         clip=None,
         clip_base=None,
     ) -> io.NodeOutput:
+        folders.new_lora_path(name)  # a name from a wire is looked at before the work too
         watch = partial(Progress(cls.hidden.unique_id).encoding, "comparing weights")
         pairs, of = compared(model, model_base, clip, clip_base, file, file_base, watch)
         result = extracted(pairs, rank, energy)
         told = entries(name, of, result, loras.model_family(model) if model else family_of(result.tensors))
-        path, written = write_lora(name, result.tensors, told, PRECISIONS[precision] or result.precision)
+        path, written = write_lora(
+            name, result.tensors, told, PRECISIONS[precision] or result.precision, cls.hidden.unique_id
+        )
         return file_output(written, report(f"'{written}' ({size_of(path)})", result))
 
 

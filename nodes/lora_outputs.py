@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,14 +54,48 @@ def file_output(name: str, report: str) -> io.NodeOutput:
     return io.NodeOutput([(name, 1.0, 1.0)], name, report)
 
 
+_made: dict[str, Path] = {}
+_lost: Counter[str] = Counter()
+
+
+def name_problem(name: str | None) -> bool | str:
+    """What `validate_inputs` answers about a name: True, or why no file can be called so; None comes from a wire."""
+    try:
+        return name is None or bool(folders.new_lora_path(name))
+    except ValueError as error:
+        return str(error)
+
+
+def times_lost(node_id: str | None) -> int:
+    """How often the file that a node wrote last was found gone. Then it is made again though no input has changed."""
+    path = _made.get(node_id)
+    if path is not None and not path.is_file():
+        del _made[node_id]
+        _lost[node_id] += 1
+    return _lost[node_id]
+
+
 def write_lora(
-    name: str, tensors: Mapping[str, Tensor], entries: Mapping[str, str], dtype: torch.dtype | None = None
+    name: str,
+    tensors: Mapping[str, Tensor],
+    entries: Mapping[str, str],
+    dtype: torch.dtype | None = None,
+    node_id: str | None = None,
 ) -> tuple[Path, str]:
     """Write a LoRA file into the loras folder: its path, and its name as loaders list it.
 
     A file that is there already with the same content stays as it is; one with another content is not overwritten, and
     the new one gets `_v2`, `_v3` and so on. ValueError for a name that cannot be one, and for values that do not fit.
     """
+    path, written = _written(name, tensors, entries, dtype)
+    if node_id is not None:
+        _made[node_id] = path
+    return path, written
+
+
+def _written(
+    name: str, tensors: Mapping[str, Tensor], entries: Mapping[str, str], dtype: torch.dtype | None
+) -> tuple[Path, str]:
     path = folders.new_lora_path(name)
     stored = {key: stored_as(key, tensor, dtype) for key, tensor in tensors.items()}
     data = file_bytes(stored, dict(entries))

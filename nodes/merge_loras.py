@@ -14,7 +14,16 @@ from ..training.description import OURS, trigger_words
 from ..training.lora_family import family_of, mismatch, title
 from .host import folders
 from .host.progress import Progress
-from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_outputs import (
+    PRECISIONS,
+    file_output,
+    file_outputs,
+    name_input,
+    name_problem,
+    precision_input,
+    times_lost,
+    write_lora,
+)
 from .lora_rows import NONE, LoraRow, is_none, stack_rows
 from .lora_sources import percent, precision_of, ranks_in_words, size_of, source, state_of
 from .sockets import CATEGORY, STACK
@@ -75,12 +84,18 @@ class LoraWorkbenchMergeLoras(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """A name that no file can have is an error before anything runs."""
+        return name_problem(name)
+
+    @classmethod
     def fingerprint_inputs(cls, lora_stack=None, **given) -> list:
-        """Another file of the same name is another input."""
-        return state_of([row.name for row in rows_of(lora_stack, **given)])
+        """Another file of the same name is another input, and so is one that this node wrote and that is gone."""
+        return [*state_of([row.name for row in rows_of(lora_stack, **given)]), times_lost(cls.hidden.unique_id)]
 
     @classmethod
     def execute(cls, name, method, rank, density, seed, precision, lora_stack=None, **given) -> io.NodeOutput:
+        folders.new_lora_path(name)  # a name from a wire is looked at before the work too
         rows = rows_of(lora_stack, **given)
         if not rows:
             raise ValueError("There is nothing to merge: choose lora_1 and lora_2, or connect a lora_stack.")
@@ -93,7 +108,9 @@ class LoraWorkbenchMergeLoras(io.ComfyNode):
         watch = partial(Progress(cls.hidden.unique_id).encoding, "merging layers")
         result = merged(sources, method, rank, density, seed, watch=watch)
         told = entries(files, rows, method, name)
-        path, written = write_lora(name, result.tensors, told, PRECISIONS[precision] or precision_of(files))
+        path, written = write_lora(
+            name, result.tensors, told, PRECISIONS[precision] or precision_of(files), cls.hidden.unique_id
+        )
         return file_output(written, report(rows, result, method, f"'{written}' ({size_of(path)})"))
 
 

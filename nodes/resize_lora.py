@@ -9,7 +9,16 @@ from comfy_api.latest import io
 from ..lora_files.resizing import Resize, resized
 from .host import folders
 from .host.progress import Progress
-from .lora_outputs import PRECISIONS, file_output, file_outputs, name_input, precision_input, write_lora
+from .lora_outputs import (
+    PRECISIONS,
+    file_output,
+    file_outputs,
+    name_input,
+    name_problem,
+    precision_input,
+    times_lost,
+    write_lora,
+)
 from .lora_rows import NONE
 from .lora_sources import chosen, percent, precision_of, ranks_in_words, size_of, state_of
 from .sockets import CATEGORY
@@ -71,18 +80,26 @@ class LoraWorkbenchResizeLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """A name that no file can have is an error before anything runs."""
+        return name_problem(name)
+
+    @classmethod
     def fingerprint_inputs(cls, lora, lora_name=None, **_) -> list:
-        """Another file of the same name is another input."""
-        return state_of([lora_name or lora])
+        """Another file of the same name is another input, and so is one that this node wrote and that is gone."""
+        return [*state_of([lora_name or lora]), times_lost(cls.hidden.unique_id)]
 
     @classmethod
     def execute(cls, lora, name, by, rank, energy, ratio, precision, lora_name=None) -> io.NodeOutput:
+        folders.new_lora_path(name)  # a name from a wire is looked at before the work too
         file = chosen(lora, lora_name)
         wanted = {RANK: {"rank": rank}, ENERGY: {"energy": energy}, RATIO: {"ratio": ratio}}[by]
         watch = partial(Progress(cls.hidden.unique_id).encoding, "resizing layers")
         result = resized(file.tensors, **wanted, watch=watch)
         entries = file.entries | {"ss_network_dim": str(max(result.ranks.values())), "ss_network_alpha": "Dynamic"}
-        path, written = write_lora(name, result.tensors, entries, PRECISIONS[precision] or precision_of([file]))
+        path, written = write_lora(
+            name, result.tensors, entries, PRECISIONS[precision] or precision_of([file]), cls.hidden.unique_id
+        )
         return file_output(written, report(file.path, path, written, result))
 
 

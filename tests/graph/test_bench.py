@@ -1,5 +1,6 @@
 """The nodes that make LoRAs of LoRAs, one behind the other in a real ComfyUI, with nothing wired behind the last."""
 
+import comfy_server
 import loratoys
 import pytest
 import queueing
@@ -86,3 +87,28 @@ def test_extract_resize_and_merge_follow_one_another_and_are_not_done_twice(serv
         "rest.safetensors",
         "small.safetensors",
     ]
+
+
+def test_a_file_that_was_deleted_is_made_again_and_the_others_stay(server):
+    loras = server.folder / "models" / "loras"
+    assert server.submit(GRAPH).status == "success"
+    before = (loras / "bench" / "rest.safetensors").read_bytes()
+    (loras / "bench" / "rest.safetensors").unlink()
+    run = server.submit(GRAPH)
+    assert run.status == "success" and run.executed() == ["merge"]
+    assert (loras / "bench" / "rest.safetensors").read_bytes() == before
+    (loras / "bench" / "back.safetensors").unlink()
+    assert set(server.submit(GRAPH).executed()) >= {"extract", "resize", "merge"}
+    assert server.submit(GRAPH).executed() == []
+    assert len(list((loras / "bench").iterdir())) == 3
+
+
+def test_a_name_that_no_file_can_have_is_told_before_anything_runs(server):
+    making = ("extract", "resize", "merge")
+    graph = {node: {**GRAPH[node], "inputs": {**GRAPH[node]["inputs"], "name": "../out"}} for node in making}
+    with pytest.raises(comfy_server.GraphRefused) as refusal:
+        server.submit({**GRAPH, **graph})
+    lines = str(refusal.value).splitlines()
+    for node in making:
+        told = [line for line in lines if f"({node})" in line]
+        assert "name '../out' cannot be the name of a LoRA file: use letters and digits" in told[0]

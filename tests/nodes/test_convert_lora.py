@@ -285,7 +285,7 @@ def write(folder, name, tensors, **entries):
 
 def convert(lora, **given):
     settings = {"name": "people/new", "form": "diffusers", "alpha": "keep", "precision": "as it is", **given}
-    return LoraWorkbenchConvertLora.execute(lora=lora, **settings).args
+    return tuple(queueing.run(LoraWorkbenchConvertLora, lora=lora, **settings).values())
 
 
 def test_the_node_writes_a_file_that_every_loader_lists(folder):

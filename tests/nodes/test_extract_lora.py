@@ -8,6 +8,7 @@ import loratoys
 import pytest
 import queueing
 import torch
+from comfy_api.latest import io
 from safetensors.torch import load_file, save_file
 
 from lora_workbench.lora_files.layers import layers_of
@@ -147,3 +148,12 @@ def test_the_patched_model_keeps_its_weights(folder):
     before = queueing.portrait(model)
     extract(model=patched, model_base=model)
     assert queueing.portrait(model) == before
+
+
+def test_what_is_written_into_pictures_says_nothing_of_where_the_files_lie(folder):
+    (folder / "checkpoints" / "some.safetensors").write_bytes(b"anything")
+    clone = LoraWorkbenchExtractLora.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
+    told = clone.fingerprint_inputs(file="checkpoints/some.safetensors", file_base="none")
+    assert "checkpoints/some.safetensors" in str(told) and str(folder) not in str(told)
+    (folder / "checkpoints" / "some.safetensors").write_bytes(b"anything else")
+    assert clone.fingerprint_inputs(file="checkpoints/some.safetensors", file_base="none") != told

@@ -31,11 +31,6 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-def temp_folder() -> Path:
-    """ComfyUI's temp folder, emptied when it starts."""
-    return Path(folder_paths.get_temp_directory())
-
-
 def lora_names() -> list[str]:
     """The LoRA files there are, relative to the loras folders."""
     return folder_paths.get_filename_list("loras")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +12,7 @@ from aiohttp import web
 from .. import keeping
 from . import choice
 from .choice import Choice, NotPossible
-from .requests import Handler, Refusal, json_body, refuse_other_sites
+from .requests import Refusal, answering, json_body
 
 ADDRESS = "/lora_workbench/picker/{node_id}"
 LONGEST_ID, LONGEST_NAME, MOST_FILES = 100, 1000, 10_000
@@ -29,25 +28,10 @@ def register(routes: web.RouteTableDef) -> None:
     its question, /keep {"lora": name} copies a file into the loras folder, /delete {"loras": [names], "bytes": total}
     deletes files of exactly that size together, /again has the node run once more; 409 says why not.
     """
-    routes.get(ADDRESS)(_answering(_state))
+    answers = answering("A Picker can be asked", (OSError, ValueError))
+    routes.get(ADDRESS)(answers(_state))
     for action, handler in {"choose": _choose, "keep": _keep, "delete": _delete, "again": _ask_again}.items():
-        routes.post(f"{ADDRESS}/{action}")(_answering(handler))
-
-
-def _answering(handler: Handler) -> Handler:
-    """The handler for this server's own pages and programs, with every error as a sentence in JSON."""
-
-    @wraps(handler)
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            refuse_other_sites(request, "A Picker can be asked")
-            return await handler(request)
-        except Refusal as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-        except (OSError, ValueError) as reason:
-            return web.json_response({"error": str(reason)}, status=409)
-
-    return answer
+        routes.post(f"{ADDRESS}/{action}")(answers(handler))
 
 
 def _node_id(request: web.Request) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from json import JSONDecodeError, loads
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,28 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def answering(what: str, conflicts: tuple[type[Exception], ...] = ()) -> Callable[[Handler], Handler]:
+    """Makes a handler answer this server's own pages and programs only, and every error as a sentence in JSON.
+
+    `what` begins the sentence for other sites, as in "A training can be asked"; `conflicts` are answered with 409.
+    """
+
+    def guarded(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                refuse_other_sites(request, what)
+                return await handler(request)
+            except Refusal as refusal:
+                return web.json_response({"error": str(refusal)}, status=refusal.status)
+            except conflicts as reason:
+                return web.json_response({"error": str(reason)}, status=409)
+
+        return answer
+
+    return guarded
 
 
 def refuse_other_sites(request: web.Request, what: str) -> None:

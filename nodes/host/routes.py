@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from functools import wraps
 
 from aiohttp import web
 from server import PromptServer
 
 from . import controls, folders, live, lora_routes, picker_routes, reproduction, review
 from .progress import request_finish
-from .requests import Handler, Refusal, refuse_other_sites
+from .requests import Refusal, answering
 
 TRAINING = "/lora_workbench/training/{node_id}"
 LONGEST_ID = LONGEST_NAME = 100
@@ -35,24 +34,11 @@ def add_training(routes: web.RouteTableDef) -> None:
     GET /lora_workbench/workflow?lora=my_lora/my_lora_000100.safetensors&name=again answers the graph that trains that
     file again, in API form, under the name `again`.
     """
-    routes.post("/lora_workbench/finish")(_answering(_finish))
-    routes.get(TRAINING)(_answering(_state))
-    routes.post(f"{TRAINING}/{{action}}")(_answering(_ask))
-    routes.get("/lora_workbench/workflow")(_answering(_workflow))
-
-
-def _answering(handler: Handler) -> Handler:
-    """The handler for this server's own pages and programs, with every error as a sentence in JSON."""
-
-    @wraps(handler)
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            refuse_other_sites(request, "A training can be asked")
-            return await handler(request)
-        except Refusal as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-
-    return answer
+    answers = answering("A training can be asked")
+    routes.post("/lora_workbench/finish")(answers(_finish))
+    routes.get(TRAINING)(answers(_state))
+    routes.post(f"{TRAINING}/{{action}}")(answers(_ask))
+    routes.get("/lora_workbench/workflow")(answers(_workflow))
 
 
 def _node_id(value: object) -> str:

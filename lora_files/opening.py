@@ -71,6 +71,12 @@ def check_lora(path: Path) -> None:
     _guarded(Path(path), _places)
 
 
+def header_of(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shapes of the file's tensors by name, and its metadata; ValueError as `open_lora` raises it."""
+    places, entries = _guarded(Path(path), _places)
+    return {name: place.shape for name, place in places.items()}, entries
+
+
 def finite(file: LoraFile) -> None:
     """ValueError naming the first tensor with a value that is not finite."""
     for name, tensor in file.tensors.items():

@@ -78,14 +78,14 @@ def write_graph(name: str) -> Path:
 
     ValueError when the file does not say how it was made, or the folder cannot be written to.
     """
-    graph = json.dumps(workflow_of(folders.lora_path(name)), indent=2, ensure_ascii=False)
+    graph = json.dumps(workflow_of(folders.lora_path(name)), indent=2, ensure_ascii=False).encode(errors="replace")
     folder = folders.workflows_folder()
     target = folder / f"{'_'.join(PureWindowsPath(name).with_suffix('').parts)}.json"
     if not folder.resolve().is_relative_to(folders.output_folder().resolve()):
         raise ValueError(f"'{folder}' leads out of ComfyUI's output folder, so nothing was written: remove that link.")
     try:
-        if not target.is_file() or target.read_bytes() != graph.encode():
-            write_atomically(target, graph.encode())
+        if not target.is_file() or target.read_bytes() != graph:
+            write_atomically(target, graph)
     except OSError as error:
         raise ValueError(f"'{target}' cannot be written: {error.strerror}.") from error
     return target

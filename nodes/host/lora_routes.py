@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from functools import lru_cache, wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,19 +12,18 @@ from urllib.parse import quote
 import folder_paths
 import torch
 from aiohttp import web
-from safetensors import SafetensorError, safe_open
 
 from ...lora_files.layers import layers_of
+from ...lora_files.opening import SUFFIXES, header_of
 from ...training.description import COVERS, trigger_words
 from ...training.lora_family import family_of
 from ..lora_names import found, missing
 from ..lora_rows import recommended
 from . import folders
-from .requests import Handler, Refusal, refuse_other_sites
+from .requests import Refusal, answering
 
 ADDRESS = "/lora_workbench/loras/about"
 LONGEST_NAME = 1000
-SAFETENSORS = (".safetensors", ".sft")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")
 
 
@@ -35,21 +34,8 @@ def register(routes: web.RouteTableDef) -> None:
     "size", "preview", "error"}: the name as the list of LoRAs has it, also when the file was moved; null for what the
     file does not say; bytes; an address for a picture; and why it cannot be read. 404 when there is no such file.
     """
-    routes.get(ADDRESS)(_answering(_about))
-
-
-def _answering(handler: Handler) -> Handler:
-    """The handler for this server's own pages and programs, with every error as a sentence in JSON."""
-
-    @wraps(handler)
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            refuse_other_sites(request, "LoRA files can be asked about")
-            return await handler(request)
-        except Refusal as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-
-    return answer
+    answers = answering("LoRA files can be asked about")
+    routes.get(ADDRESS)(answers(_about))
 
 
 async def _about(request: web.Request) -> web.Response:
@@ -66,7 +52,7 @@ def about(name: str) -> dict[str, Any]:
         path = folders.lora_path(file.name) if file.name else None
     except ValueError as error:
         raise Refusal(404, str(error)) from None
-    if path is None:
+    if path is None or not path.is_file():
         raise Refusal(404, file.note or missing(name, ()))
     facts = path.stat()
     told = dict(_told(path, facts.st_mtime_ns, facts.st_size))
@@ -78,16 +64,14 @@ def about(name: str) -> dict[str, Any]:
 def _told(path: Path, _time: int, _size: int) -> dict[str, Any]:
     """What the header says; read once as long as the file does not change."""
     nothing = {"family": None, "rank": None, "triggers": [], "strength": None, "cover": False, "error": ""}
-    if path.suffix.lower() not in SAFETENSORS:
+    if path.suffix.lower() not in SUFFIXES:
         return nothing
     try:
-        with safe_open(str(path), framework="pt") as file:
-            entries = dict(file.metadata() or {})
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            # Without their values tensors are enough to tell ranks.
-            layers = layers_of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    except (SafetensorError, OSError, RuntimeError, OverflowError) as error:
-        return {**nothing, "error": f"The LoRA file '{path.name}' cannot be read: {error}."}
+        shapes, entries = header_of(path)
+    except ValueError as error:
+        return {**nothing, "error": str(error)}
+    # Without their values tensors are enough to tell ranks.
+    layers = layers_of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     ranks = Counter(layer.rank for layer in layers.values() if layer.rank)
     return {
         "family": family_of(entries) or family_of(shapes),

@@ -22,16 +22,16 @@ def workflow_of(path: Path, name: str | None = None) -> dict[str, dict]:
         graph = json.loads(entries[f"{OURS}workflow"])
         trainer = graph[entries[f"{OURS}node"]]["inputs"]
         trainer |= _resolved(settings)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        trainer["resume"] = "continue"
+        if name is not None:
+            trainer["name"] = name
+        if trainer.get("stop_after"):
+            _settle_time_box(trainer, graph, settings)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"The LoRA file '{path.name}' does not hold the graph it was trained in: take the graph from a preview "
             "of its run, or train without ComfyUI's option --disable-metadata."
         ) from error
-    trainer["resume"] = "continue"
-    if name is not None:
-        trainer["name"] = name
-    if trainer.get("stop_after"):
-        _settle_time_box(trainer, graph, settings)
     return graph
 
 

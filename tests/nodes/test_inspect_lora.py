@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import folder_paths
 import pytest
@@ -96,6 +97,8 @@ def test_writing_the_same_workflow_again_writes_nothing(loras):
         OURS | {"lora_workbench.workflow": "[" * 50_000},
         OURS | {"lora_workbench.workflow": '{"3": {"inputs": []}}'},
         OURS | {"lora_workbench.settings": '{"train": 7}'},
+        OURS | {"lora_workbench.workflow": '{"3": {"inputs": {"stop_after": 1, "settings": []}}}'},
+        OURS | {"lora_workbench.workflow": '{"3": {"inputs": {"stop_after": 1, "settings": ["4"]}}, "4": {"a": 1}}'},
     ],
 )
 def test_a_file_that_does_not_say_how_it_was_made_is_refused_only_when_that_is_asked_for(entries, loras):
@@ -104,6 +107,12 @@ def test_a_file_that_does_not_say_how_it_was_made_is_refused_only_when_that_is_a
     with pytest.raises(ValueError, match="'star.safetensors' does not hold the graph it was trained in"):
         look(write_workflow=True)
     assert not folders.workflows_folder().exists()
+
+
+def test_half_a_character_in_it_is_no_obstacle(loras):
+    write(loras, entries=OURS | {"lora_workbench.workflow": '{"3": {"inputs": {"name": "a\\ud800b"}}}'})
+    written = json.loads(Path(look(write_workflow=True)["workflow"]).read_text(encoding="utf-8"))
+    assert written["3"]["inputs"]["name"] == "a?b"
 
 
 def test_a_folder_that_leads_out_of_comfyuis_output_is_not_written_to(loras, tmp_path):

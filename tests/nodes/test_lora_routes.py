@@ -104,8 +104,9 @@ def test_a_file_that_cannot_be_read_says_so_and_nothing_else(data, folder, ask):
     assert (told["family"], told["rank"], told["triggers"]) == (None, None, [])
 
 
-def test_a_file_with_shapes_that_no_tensor_has_is_answered_too(folder, ask):
-    header = {"a.lora_down.weight": {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}}
+@pytest.mark.parametrize("shape", [[0, 1 << 62, 1 << 62], [(1 << 64) - 1, 0], [0, -1], [0, "a"]])
+def test_a_file_with_shapes_that_no_tensor_has_is_answered_too(shape, folder, ask):
+    header = {"a.lora_down.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
     data = json.dumps(header).encode()
     (folder / "a.safetensors").write_bytes(len(data).to_bytes(8, "little") + data)
     status, told = ask("a.safetensors")

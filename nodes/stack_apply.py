@@ -210,11 +210,15 @@ def put_on(chain: Chain, rows: Sequence[LoraRow], family: str) -> tuple[list[App
 
 
 def check_family(file: ReadLora, given: str) -> None:
-    """ValueError naming both families when the file was made for another family than the model's."""
-    if mismatch(file.family, given):
+    """ValueError naming both families when the file was made for another family than the model's.
+
+    What a file says is wrong now and then: where its layers are the model's, it is put on, as Load LoRA would.
+    """
+    if file.families and all(mismatch(family, given) for family in file.families):
+        made_for = title(file.families[0])
         raise ValueError(
-            f"The LoRA '{file.version[0].name}' is for {title(file.family)}, but the model is {title(given)}: choose a "
-            f"LoRA for {title(given)}, or load a {title(file.family)} model."
+            f"The LoRA '{file.version[0].name}' is for {made_for}, but the model is {title(given)}: choose a LoRA for "
+            f"{title(given)}, or load a {made_for} model."
         )
 
 

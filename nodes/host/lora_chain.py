@@ -31,7 +31,8 @@ class ReadLora:
     version: Version
     tensors: dict[str, Tensor]
     entries: dict[str, str]
-    family: str | None
+    families: tuple[str, ...]
+    """Those it may be for: the one it says, and the one its layers tell; files that were copied together may err."""
     layers: frozenset[str]
     """What its tensors' names begin with; no other of the loader's names needs to be looked for in it."""
 
@@ -91,7 +92,8 @@ def _read(version: Version) -> ReadLora:
     layers = comfy.lora_convert.convert_lora(layers)
     # Of each layer's tensors one is enough to tell the family, and there are thousands.
     names = {name.rpartition(".lora_")[0] or name for name in layers if not name.endswith(".alpha")}
-    return ReadLora(version, layers, entries, family_of(entries) or family_of(names), beginnings(layers))
+    families = tuple(filter(None, (family_of(entries), family_of(names))))
+    return ReadLora(version, layers, entries, families, beginnings(layers))
 
 
 def beginnings(names: Iterable[str]) -> frozenset[str]:

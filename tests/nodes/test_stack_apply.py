@@ -307,3 +307,12 @@ def test_each_trigger_word_is_named_once(folder):
         write(folder, name, "sdxl", metadata={"modelspec.trigger_phrase": word})
     rows = [(name, 1.0, 1.0) for name in NAMES[:3]]
     assert apply(queueing.shared_models("sdxl")[0], None, rows)["trigger_words"] == "zork, blip"
+
+
+@pytest.mark.parametrize("said", ["sd_v1", "flux1"])
+def test_a_file_that_names_the_wrong_family_is_put_on_where_its_layers_fit(said, folder):
+    write(folder, "mistaken.safetensors", "sdxl", metadata={"ss_base_model_version": said}, every=4)
+    model, clip, _ = queueing.shared_models("sdxl")
+    ours = apply(model, clip, None, ("mistaken.safetensors", 0.7, 0.7))
+    theirs = chained(model, clip, [("mistaken.safetensors", 0.7, 0.7)])
+    assert weights(ours["model"]) == weights(theirs[0]) != weights(model)

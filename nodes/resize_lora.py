@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from comfy_api.latest import io
@@ -96,11 +97,20 @@ class LoraWorkbenchResizeLora(io.ComfyNode):
         wanted = {RANK: {"rank": rank}, ENERGY: {"energy": energy}, RATIO: {"ratio": ratio}}[by]
         watch = partial(Progress(cls.hidden.unique_id).encoding, "resizing layers")
         result = resized(file.tensors, **wanted, watch=watch)
-        entries = file.entries | {"ss_network_dim": str(max(result.ranks.values())), "ss_network_alpha": "Dynamic"}
+        entries = told(file.entries, max(result.ranks.values()))
         path, written = write_lora(
             name, result.tensors, entries, PRECISIONS[precision] or precision_of([file]), cls.hidden.unique_id
         )
         return file_output(written, report(file.path, path, written, result))
+
+
+def told(entries: Mapping[str, str], rank: int) -> dict[str, str]:
+    """What the new file says of itself: all that the old one did but its ranks.
+
+    diffusers believes the ranks of its own entry, and would not load a file of others.
+    """
+    kept = {key: value for key, value in entries.items() if key != "lora_adapter_metadata"}
+    return kept | {"ss_network_dim": str(rank), "ss_network_alpha": "Dynamic"}
 
 
 def report(before, after, name: str, result: Resize) -> str:

@@ -67,6 +67,13 @@ def test_the_file_keeps_what_it_says_and_its_precision(folder):
     assert {tensor.dtype for tensor in load_file(folder / wide["lora_name"]).values()} == {torch.float32}
 
 
+def test_ranks_that_diffusers_would_believe_are_not_kept(folder):
+    said = {**SAID, "lora_adapter_metadata": '{"transformer.r": 16}'}
+    save_file(load_file(folder / NAME), folder / "peft.safetensors", said)
+    entries = read(folder / resize(lora="peft.safetensors", name="cut")["lora_name"])
+    assert SAID.items() <= entries.items() and "lora_adapter_metadata" not in entries
+
+
 def test_a_wired_name_wins_and_a_rank_that_is_high_enough_is_said(folder):
     made = resize(lora="none", lora_name="people\\a.safetensors", rank=64)
     assert "keeps 100 % of the effect" in made["report"] and "It did not become smaller" in made["report"]

@@ -7,6 +7,10 @@ PATIENCE = 120_000  # ms for a busy machine
 # Until then the page may still put the last workflow in place of what a test loads.
 LOADED = """wanted => window.app?.extensionManager?.workflow?.activeWorkflow && LiteGraph.vueNodesMode === wanted
     && !document.querySelector('#splash-loader') && 'LoraWorkbenchTrainer' in LiteGraph.registered_node_types"""
+DRAW = """async wanted => {
+    app.graph.clear();
+    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", wanted);
+}"""
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
 
 
@@ -35,3 +39,9 @@ def ready(page, new_nodes: bool):
     page.wait_for_function(LOADED, arg=new_nodes)
     page.keyboard.press("Escape")
     return page
+
+
+def draw_nodes(page, new_nodes: bool) -> None:
+    """Empties the graph and draws nodes the new way or not from now on."""
+    page.evaluate(DRAW, new_nodes)
+    page.wait_for_function("wanted => LiteGraph.vueNodesMode === wanted", arg=new_nodes)

@@ -28,3 +28,10 @@ def page(browser, server):
     page.wait_for_function(READY, timeout=120_000)
     yield page
     page.close()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes 2.0"])
+def new_nodes(request, opened):
+    """Whether the nodes on the module's `opened` page are drawn the new way."""
+    opened.draw_nodes(request.param)
+    return request.param

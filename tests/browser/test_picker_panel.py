@@ -87,10 +87,6 @@ ADD_PICKER = """async () => {
     app.canvas.setDirty(true, true);
     return String(node.id);
 }"""
-DRAW = """async wanted => {
-    app.graph.clear();
-    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", wanted);
-}"""
 TELL = "state => app.api.dispatchCustomEvent('lora_workbench.picking', state)"
 DOT = (
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde"
@@ -114,8 +110,7 @@ class Shown:
         self.page.unroute_all()
         self.page.route("**/view?*", lambda route: route.fulfill(body=DOT, content_type="image/png"))
         self.page.route("**/lora_workbench/picker/**", self.answer)
-        self.page.evaluate(DRAW, new_nodes)
-        self.page.wait_for_function("wanted => LiteGraph.vueNodesMode === wanted", arg=new_nodes)
+        pages.draw_nodes(self.page, new_nodes)
         self.node = self.page.evaluate(ADD_PICKER)
 
     def answer(self, route):
@@ -166,13 +161,6 @@ def opened(browser, server):
     context.close()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes 2.0"])
-def new_nodes(request, opened):
-    """Whether nodes are drawn the new way."""
-    opened.draw_nodes(request.param)
-    return request.param
-
-
 @pytest.fixture
 def shown(opened, new_nodes):
     """The page, with what went wrong in it counted as the test's."""
@@ -194,7 +182,7 @@ def test_the_panel_says_what_is_done_and_what_was_decided(shown):
     assert not shown.panel.locator(".lw-panel-body").is_visible()
     shown.tell(ASKING)
     shown.panel.get_by_text("Files 500 to 700 are equal within measuring error.").wait_for()
-    assert shown.panel.locator(".lw-verdict").inner_text().split("\n")[:2] == ["Levelled off", "high confidence"]
+    assert shown.panel.locator(".lw-verdict > *").all_inner_texts()[:2] == ["Levelled off", "high confidence"]
     assert shown.panel.locator(".lw-broken").inner_text() == "Left out: step 200 (not a number)."
     assert shown.panel.locator(".lw-figures").inner_text() == "25 min left, then step 600"
 

@@ -33,10 +33,6 @@ LOAD = """async graph => {
 }"""
 STACK = "app.graph._nodes.find(node => node.comfyClass === 'LoraWorkbenchStackApply')"
 VALUE = f"name => {STACK}.widgets.find(widget => widget.name === name).value"
-DRAW = """async wanted => {
-    app.graph.clear();
-    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", wanted);
-}"""
 AGAIN = """async () => {
     const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
     app.graph.clear();
@@ -55,8 +51,7 @@ class Shown:
         self.presets = page.get_by_role("dialog", name="Presets")
 
     def draw_nodes(self, new_nodes):
-        self.page.evaluate(DRAW, new_nodes)
-        self.page.wait_for_function("wanted => LiteGraph.vueNodesMode === wanted", arg=new_nodes)
+        pages.draw_nodes(self.page, new_nodes)
 
     def begin(self, rows=(), **inputs):
         """A graph of one node, which has these rows, and these values of other widgets."""
@@ -112,13 +107,6 @@ def opened(browser, server):
     with pages.drawn(server, False):
         yield Shown(pages.opened(context, server, False, PATIENCE), server)
     context.close()
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes 2.0"])
-def new_nodes(request, opened):
-    """Whether nodes are drawn the new way."""
-    opened.draw_nodes(request.param)
-    return request.param
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import { api } from "../../../scripts/api.js";
 import { element, fill, write } from "./dom.js";
 import { aboutFile, partsOf } from "./stack_files.js";
 import { icon } from "./stack_icons.js";
+import { inWindow } from "./stack_window.js";
 import { factsOf, strengthText } from "./stack_words.js";
 
 const MOST = 400; // lines; more are found by typing
@@ -125,21 +126,6 @@ export class Chooser {
     else return;
     event.preventDefault();
   }
-}
-
-/** A dialog that a click beside it closes, and of which the page hears nothing. */
-export function inWindow(root) {
-  let pressed = false; // beside it, where marking text in a field may end as well, and a double click that opened it
-  root.addEventListener("pointerdown", (event) => (pressed = isBeside(root, event)));
-  root.addEventListener("click", (event) => pressed && event.detail < 2 && isBeside(root, event) && root.close());
-  root.addEventListener("close", () => root.remove());
-  for (const kind of ["keydown", "keyup", "keypress", "wheel"]) root.addEventListener(kind, (event) => event.stopPropagation());
-}
-
-/** Whether the pointer is on what the dialog covers: its own edge counts as the dialog. */
-function isBeside(root, { target, clientX, clientY }) {
-  const { left, right, top, bottom } = root.getBoundingClientRect();
-  return target === root && (clientX < left || clientX > right || clientY < top || clientY > bottom);
 }
 
 /** The letter that stands where there is no cover, which may be of two halves. */

@@ -1,9 +1,9 @@
 // Stacks under names, as small JSON files among ComfyUI's user data.
 import { api } from "../../../scripts/api.js";
 import { button, element, enable, fill, write } from "./dom.js";
-import { inWindow } from "./stack_chooser.js";
 import { icon } from "./stack_icons.js";
 import { rowsOf, textOf } from "./stack_values.js";
+import { inWindow } from "./stack_window.js";
 
 const FOLDER = "lora_workbench/stacks";
 const ENDING = ".json";

@@ -7,7 +7,7 @@ Each file changes a weight W by s_i D_i, s_i its weight in the merge. What becom
     ties          what of each is large and agrees in sign with the others (Yadav et al. 2023), cut to a rank
     dare          the sum of each after a random part was left out (Yu et al. 2024), cut to a rank
 
-One layer is worked on at a time, so that a merge needs little more room than the files.
+One layer is worked on at a time and stored before the next, so float32 is never there for a whole file.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ UNDERSTOOD = {UP, DOWN, MID, ALPHA, *BIASES}
 CALLED = {DORA: "DoRA", OFT: "OFT", LOHA: "LoHa", LOKR: "LoKr"}
 
 Watch = Callable[[int, int], None]
+Store = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,23 @@ def merged(
     density: float = 0.5,
     seed: int = 0,
     watch: Watch = lambda done, total: None,
+    store: Store = lambda name, tensor: tensor,
 ) -> Merge:
     """The LoRAs as one, layers of the same name together; `rank` 0 is the highest of the files in each layer.
 
     `density` is the share of the entries that ties and dare keep of each file, `seed` chooses them for dare. `watch`
-    is called after every layer. ValueError for what cannot be merged, naming layer and file.
+    is called after every layer, `store` makes of each new tensor what is kept of it. ValueError for what cannot be
+    merged, naming layer and file.
     """
     layers = _gathered(in_one_form([source for source in sources if source.model or source.text]))
     tensors: dict[str, Tensor] = {}
     tally = _Tally()
     for done, (name, pieces) in enumerate(layers.items(), 1):
-        tensors |= _biases(name, pieces)
+        made = _biases(name, pieces)
         pieces = [piece for piece in pieces if piece.layer.shape]  # one that only changes a bias has none
         if pieces:
-            tensors |= _weight(name, pieces, method, rank, density, seed, tally)
+            made |= _weight(name, pieces, method, rank, density, seed, tally)
+        tensors |= {key: store(key, tensor) for key, tensor in made.items()}
         watch(done, len(layers))
     if not tensors:
         raise ValueError("Nothing is left of these LoRAs: choose files with layers, at weights other than 0.")

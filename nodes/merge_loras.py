@@ -21,6 +21,7 @@ from .lora_outputs import (
     name_input,
     name_problem,
     precision_input,
+    stored_as,
     times_lost,
     write_lora,
 )
@@ -106,11 +107,11 @@ class LoraWorkbenchMergeLoras(io.ComfyNode):
             for row, file in zip(rows, files, strict=True)
         ]
         watch = partial(Progress(cls.hidden.unique_id).encoding, "merging layers")
-        result = merged(sources, method, rank, density, seed, watch=watch)
-        told = entries(files, rows, method, name)
-        path, written = write_lora(
-            name, result.tensors, told, PRECISIONS[precision] or precision_of(files), cls.hidden.unique_id
-        )
+        told, dtype = entries(files, rows, method, name), PRECISIONS[precision] or precision_of(files)
+        # Each layer is rounded as it is made, and the files are let go: real ones have a gigabyte.
+        result = merged(sources, method, rank, density, seed, watch=watch, store=partial(stored_as, dtype=dtype))
+        del files, sources
+        path, written = write_lora(name, result.tensors, told, dtype, cls.hidden.unique_id)
         return file_output(written, report(rows, result, method, f"'{written}' ({size_of(path)})"))
 
 

@@ -65,6 +65,22 @@ def test_side_by_side_is_the_sum_exactly():
     assert result.tensors[f"{CONVOLUTION}.lora_up.weight"].shape == (OUT, 5, 1, 1)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_each_layer_is_stored_before_the_next_is_made(method):
+    """So that a large merge is never there in float32 as a whole."""
+    order = []
+
+    def store(key, tensor):
+        order.append(key)
+        return tensor.half()
+
+    stored = merged(SOURCES, method, watch=lambda done, total: order.append(done), store=store)
+    whole = merged(SOURCES, method)
+    assert stored.tensors.keys() == whole.tensors.keys() == {key for key in order if isinstance(key, str)}
+    assert all(torch.equal(stored.tensors[key], tensor.half()) for key, tensor in whole.tensors.items())
+    assert [place for place, key in enumerate(order) if isinstance(key, int)] == [3, 7, 11]
+
+
 def test_files_of_one_scale_keep_every_bit_side_by_side():
     """So 16-bit files merged at equal weights lose nothing where they are written in 16 bits again."""
     halves = [{name: tensor.half() for name, tensor in lora(seed).items()} for seed in (0, 1)]

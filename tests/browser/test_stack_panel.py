@@ -455,6 +455,21 @@ def finished(shown):
     raise TimeoutError("The graph did not end.")
 
 
+def test_why_comfyui_refuses_to_queue_the_rows_stands_in_the_node(shown):
+    shown.load(drawing_with([a_row(STAR, blocks="IN04=much")]), 1)
+    said = shown.panel.locator(".lw-said")
+    shown.page.evaluate("() => app.queuePrompt(0, 1).catch(() => {})")
+    expect(said).to_contain_text("blocks has 'IN04=much', which must say")
+    expect(shown.panel).to_have_attribute("data-status", "failed")
+    shown.page.keyboard.press("Escape")
+    shown.row("star").get_by_role("switch").press("Enter")
+    expect(said).to_be_hidden()
+    shown.load(drawing_with([a_row(STAR)]), 1)
+    expect(shown.panel).to_have_attribute("data-status", "finished")
+    shown.page.wait_for_timeout(700)  # longer than from one look to the next
+    assert not said.is_visible()
+
+
 def test_the_queue_applies_the_rows_and_the_panel_shows_its_x_ray(shown):
     shown.done = {run["prompt"][1] for run in json.loads(shown.server.get("/history")).values()}
     shown.load(drawing_with([a_row(STAR), a_row(PAPER, on=False), a_row(HEART, -0.4, 0.3)]), 3)

@@ -36,7 +36,7 @@ export class StackPanel extends Panel {
     this.views = [];
     setHidden(this.widget, true);
     this.read();
-    this.watching = setInterval(() => this.read(), WATCHED);
+    this.watching = setInterval(() => this.look(), WATCHED);
     this.stopping = new AbortController();
     api.addEventListener("executing", ({ detail }) => this.runs(detail), { signal: this.stopping.signal });
   }
@@ -58,6 +58,15 @@ export class StackPanel extends Panel {
 
   get rows() {
     return this.views.map(({ row }) => row);
+  }
+
+  /** Others set the node's values, and ComfyUI refuses to queue it, without telling. */
+  look() {
+    this.read();
+    const refused = refusalOf(this.node);
+    if (refused === this.refused) return;
+    this.refused = refused;
+    this.render();
   }
 
   /** Takes over what the widget holds, whoever has set it: a saved graph, undo, a copied node. */
@@ -91,6 +100,7 @@ export class StackPanel extends Panel {
 
   /** Keeps what the user has changed, as one step that can be undone. */
   changed() {
+    this.answered = this.refused;
     this.write();
     this.render();
     const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
@@ -99,6 +109,7 @@ export class StackPanel extends Panel {
   }
 
   configured() {
+    this.answered = refusalOf(this.node); // which was about a node of this id before
     this.read();
     this.executed(outputOf(this.node));
   }
@@ -123,7 +134,6 @@ export class StackPanel extends Panel {
     for (const view of this.views) view.show();
     fill(this.list, this.views.map(({ root }) => root));
     this.list.hidden = !this.views.length;
-    this.say(this.unreadable ? UNREADABLE : "", true);
     this.describe();
   }
 
@@ -139,7 +149,10 @@ export class StackPanel extends Panel {
   describe() {
     const on = this.views.filter(({ row }) => row.on);
     const total = on.reduce((sum, { strength }) => sum + Math.abs(strength), 0);
-    const wrong = this.unreadable || on.some(({ unusable }) => unusable);
+    const unusable = on.some((view) => view.unusable); // which its row says
+    const refused = this.refused && this.refused !== this.answered && !unusable;
+    this.say(this.unreadable ? UNREADABLE : refused ? textOfRefusal(this.refused) : "", true);
+    const wrong = this.unreadable || refused || unusable;
     this.root.dataset.status = wrong ? "failed" : total > MOST ? "paused" : on.length ? "finished" : "idle";
     write(this.headline, headline(this.rows));
     write(this.figures, on.length ? `strength ${strengthText(total)} in all` : "");
@@ -246,3 +259,12 @@ function outputOf(node) {
   const id = !graph || graph === (app.rootGraph ?? app.graph) ? String(node.id) : `${graph.id}:${node.id}`;
   return app.nodeOutputs?.[id];
 }
+
+/** Why ComfyUI did not queue the node when it last was to, which its page tells once for each widget, behind two clicks. */
+function refusalOf(node) {
+  const found = executionIds(node).flatMap((id) => app.lastNodeErrors?.[id]?.errors ?? []);
+  return found.find(({ type }) => type === "custom_validation_failed");
+}
+
+/** The sentence alone: ComfyUI puts the name of a widget before it. */
+const textOfRefusal = ({ details }) => details.replace(/^\w+ - /, "");

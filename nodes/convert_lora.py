@@ -22,7 +22,7 @@ from .lora_outputs import (
     write_lora,
 )
 from .lora_rows import NONE
-from .lora_sources import chosen, size_of, state_of
+from .lora_sources import chosen, lora_inputs, size_of, state_of
 from .sockets import CATEGORY
 
 FORMS = (KOHYA, DIFFUSERS, COMFYUI)
@@ -40,15 +40,7 @@ class LoraWorkbenchConvertLora(io.ComfyNode):
             description="Writes a LoRA in the form of another program: kohya, diffusers or ComfyUI.",
             is_output_node=True,
             inputs=[
-                io.Combo.Input(
-                    "lora", options=[NONE, *folders.lora_names()], tooltip="The LoRA to convert. It stays as it is."
-                ),
-                io.String.Input(
-                    "lora_name",
-                    optional=True,
-                    force_input=True,
-                    tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
-                ),
+                *lora_inputs("The LoRA to convert. It stays as it is."),
                 name_input("converted"),
                 io.Combo.Input(
                     "form",

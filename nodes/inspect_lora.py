@@ -13,8 +13,8 @@ from ..lora_files.opening import open_lora
 from ..training.whole_file import write_atomically
 from .host import folders
 from .host.reproduction import workflow_of
-from .lora_rows import NONE, is_none
-from .lora_sources import state_of
+from .lora_rows import is_none
+from .lora_sources import lora_inputs, state_of
 from .pictures import to_image
 from .sockets import CATEGORY
 
@@ -31,13 +31,7 @@ class LoraWorkbenchInspectLora(io.ComfyNode):
             description="Shows what is in a LoRA file: what it says about itself, what its weights say, what is wrong.",
             is_output_node=True,
             inputs=[
-                io.Combo.Input("lora", options=[NONE, *folders.lora_names()], tooltip="The LoRA to look into."),
-                io.String.Input(
-                    "lora_name",
-                    optional=True,
-                    force_input=True,
-                    tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
-                ),
+                *lora_inputs("The LoRA to look into."),
                 io.Boolean.Input(
                     "write_workflow",
                     default=False,

@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from comfy_api.latest import io
 
 from ..lora_files.opening import LoraFile, finite, open_lora
 from .host import folders
-from .lora_rows import is_none
+from .lora_rows import NONE, is_none
 
 BROADEST = (torch.float32, torch.bfloat16, torch.float16)
 """What numbers are written as where files differ, or keep them in fewer bits than a LoRA can be computed in."""
+
+
+def lora_inputs(tooltip: str) -> list:
+    """The two inputs of a node that reads one LoRA: its choice among the files, and a name from another node."""
+    return [
+        io.Combo.Input("lora", options=[NONE, *folders.lora_names()], tooltip=tooltip),
+        io.String.Input(
+            "lora_name",
+            optional=True,
+            force_input=True,
+            tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
+        ),
+    ]
 
 
 def source(name: str) -> LoraFile:

@@ -20,8 +20,7 @@ from .lora_outputs import (
     times_lost,
     write_lora,
 )
-from .lora_rows import NONE
-from .lora_sources import chosen, percent, precision_of, ranks_in_words, size_of, state_of
+from .lora_sources import chosen, lora_inputs, percent, precision_of, ranks_in_words, size_of, state_of
 from .sockets import CATEGORY
 
 RANK, ENERGY, RATIO = WAYS = ("rank", "energy", "ratio")
@@ -39,15 +38,7 @@ class LoraWorkbenchResizeLora(io.ComfyNode):
             description="Makes a LoRA file smaller and says how much of its effect is kept.",
             is_output_node=True,
             inputs=[
-                io.Combo.Input(
-                    "lora", options=[NONE, *folders.lora_names()], tooltip="The LoRA to resize. It stays as it is."
-                ),
-                io.String.Input(
-                    "lora_name",
-                    optional=True,
-                    force_input=True,
-                    tooltip="The name of a LoRA from another node. Where one is wired, it is taken instead of lora.",
-                ),
+                *lora_inputs("The LoRA to resize. It stays as it is."),
                 name_input("resized"),
                 io.Combo.Input(
                     "by",

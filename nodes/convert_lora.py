@@ -87,7 +87,7 @@ class LoraWorkbenchConvertLora(io.ComfyNode):
             f"{before:,} layers" if before == after else f"{before:,} layers in the file, {after:,} in the new one",
             *remarks(result, form),
         ]
-        return file_output(written, "\n".join(lines))
+        return file_output(written, "\n".join(lines), cls.hidden.unique_id)
 
 
 def layer_keys(tensors: Iterable[str]) -> list[str]:

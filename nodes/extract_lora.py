@@ -121,7 +121,7 @@ class LoraWorkbenchExtractLora(io.ComfyNode):
         path, written = write_lora(
             name, result.tensors, told, PRECISIONS[precision] or result.precision, cls.hidden.unique_id
         )
-        return file_output(written, report(f"'{written}' ({size_of(path)})", result))
+        return file_output(written, report(f"'{written}' ({size_of(path)})", result), cls.hidden.unique_id)
 
 
 def compared(model, model_base, clip, clip_base, file: str, file_base: str, watch) -> tuple[Iterator[Pair], str]:

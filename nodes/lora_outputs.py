@@ -13,6 +13,7 @@ from torch import Tensor
 from ..training.lora_file import file_bytes
 from ..training.whole_file import write_atomically
 from .host import folders
+from .host.progress import Progress
 from .sockets import STACK
 
 AS_IT_IS = "as it is"
@@ -49,8 +50,9 @@ def file_outputs() -> list:
     ]
 
 
-def file_output(name: str, report: str) -> io.NodeOutput:
-    """The values of those outputs."""
+def file_output(name: str, report: str, node_id: str | None) -> io.NodeOutput:
+    """The values of those outputs; the report also stands on the node."""
+    Progress(node_id).line(report)
     return io.NodeOutput([(name, 1.0, 1.0)], name, report)
 
 

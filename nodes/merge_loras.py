@@ -112,7 +112,8 @@ class LoraWorkbenchMergeLoras(io.ComfyNode):
         result = merged(sources, method, rank, density, seed, watch=watch, store=partial(stored_as, dtype=dtype))
         del files, sources
         path, written = write_lora(name, result.tensors, told, dtype, cls.hidden.unique_id)
-        return file_output(written, report(rows, result, method, f"'{written}' ({size_of(path)})"))
+        said = report(rows, result, method, f"'{written}' ({size_of(path)})")
+        return file_output(written, said, cls.hidden.unique_id)
 
 
 def _row(number: int) -> list:

@@ -92,7 +92,7 @@ class LoraWorkbenchResizeLora(io.ComfyNode):
         path, written = write_lora(
             name, result.tensors, entries, PRECISIONS[precision] or precision_of([file]), cls.hidden.unique_id
         )
-        return file_output(written, report(file.path, path, written, result))
+        return file_output(written, report(file.path, path, written, result), cls.hidden.unique_id)
 
 
 def told(entries: Mapping[str, str], rank: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..training.figures import labelled_grid
 from ..training.lora_content import content_of
-from ..training.picking import Decision, heading
+from ..training.picking import Decision
 from ..training.run import Checkpoint, Checkpoints
 from ..training.whole_file import write_atomically
 from .host import folders, loras
@@ -42,7 +42,7 @@ class Column:
         """What stands over the column."""
         if self.checkpoint is None:
             return "untrained"
-        return heading(self.checkpoint) + ("" if self.strength == 1 else f" at {self.strength:g}")
+        return self.checkpoint.heading + ("" if self.strength == 1 else f" at {self.strength:g}")
 
 
 @dataclass(frozen=True)

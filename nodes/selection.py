@@ -188,7 +188,7 @@ def _answered(request: Request, decision: picking.Decision, shown: Choice) -> tu
         return decision.checkpoint, decision.reason
     asked = shown.ask(default=decision.checkpoint.lora_name, timeout_minutes=request.ask_minutes)
     chosen = next(entry for entry in grid.in_order(request.checkpoints) if entry.lora_name == asked)
-    return chosen, f"{picking.heading(chosen).capitalize()} was chosen by eye. Measured: {decision.reason}"
+    return chosen, f"{chosen.heading.capitalize()} was chosen by eye. Measured: {decision.reason}"
 
 
 def _signs(request: Request, measure: Measure, scored: Sequence[Scored], chosen: Checkpoint) -> list[str]:
@@ -247,7 +247,7 @@ def table(scored: Sequence[Scored], base: Score, decision: picking.Decision) -> 
     return [
         {
             "lora": entry.checkpoint.lora_name,
-            "label": picking.heading(entry.checkpoint),
+            "label": entry.checkpoint.heading,
             "step": entry.checkpoint.step,
             "percent": _percent(entry.score.held_out, base.held_out),
             "training_percent": _percent(entry.score.training, base.training),

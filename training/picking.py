@@ -98,18 +98,6 @@ def percent_better(entry: Checkpoint, base: Validation) -> float:
     return scores.percent_better(entry.validation, base)
 
 
-def label(checkpoint: Checkpoint) -> str:
-    """What a file is called beside others: "step 1,400", "step 1,400, EMA" or "the average of the last 3"."""
-    if checkpoint.average.startswith("last "):
-        return f"the average of the {checkpoint.average}"
-    return f"step {checkpoint.step:,}" + (f", {checkpoint.average}" if checkpoint.average else "")
-
-
-def heading(checkpoint: Checkpoint) -> str:
-    """The same where there is little room: "step 1,400", "step 1,400, EMA" or "last 3"."""
-    return checkpoint.average if checkpoint.average.startswith("last ") else label(checkpoint)
-
-
 def decide(
     measured: Sequence[Scored], base: Score, preference: str, likeness: Mapping[str, float] | None = None
 ) -> Decision:
@@ -298,7 +286,7 @@ def _reason(curve: _Curve, chosen: int, kind: str) -> str:
     if kind == NOTHING_LEARNED:
         return (
             f"No file is measurably better than the base model on {pictures} kept out of training, so "
-            f"{label(curve.checkpoint(chosen))} is only a guess: check the captions, the learning rate (too low?), or "
+            f"{curve.checkpoint(chosen).label} is only a guess: check the captions, the learning rate (too low?), or "
             "add pictures."
         )
     percent = scores.percent_of(curve.means[chosen])
@@ -335,7 +323,7 @@ def _guess(sound: list[Scored], base: Score, preference: str, broken: tuple[Chec
     measured = [entry for entry in own if comparable(entry.score.training, base.training)]
     if not measured:
         last = own[-1].checkpoint
-        reason = f"No pictures were kept out of training, so {label(last)}, the last, is only a guess."
+        reason = f"No pictures were kept out of training, so {last.label}, the last, is only a guess."
         return Decision(last, (last,), GUESS, LOW, reason, broken)
     as_kept_out = [Scored(entry.checkpoint, Score(entry.score.training)) for entry in measured]
     curve = _Curve(as_kept_out, base.training)
@@ -343,7 +331,7 @@ def _guess(sound: list[Scored], base: Score, preference: str, broken: tuple[Chec
         best = curve.checkpoint(curve.best)
         reason = (
             f"No file is measurably better than the base model even on {_counted(curve.pictures)} that were trained "
-            f"on, so {label(best)} is only a guess: check the captions, or raise the learning rate."
+            f"on, so {best.label} is only a guess: check the captions, or raise the learning rate."
         )
         return Decision(best, (best,), NOTHING_LEARNED, LOW, reason, broken)
     share = SHARES_OF_GAIN[preference]
@@ -351,7 +339,7 @@ def _guess(sound: list[Scored], base: Score, preference: str, broken: tuple[Chec
     place = next(place for place, mean in enumerate(curve.means) if mean <= wanted)
     chosen = curve.checkpoint(place)
     reason = (
-        f"No pictures were kept out, so {label(chosen)} is a rough guess from the training pictures: the first file "
+        f"No pictures were kept out, so {chosen.label} is a rough guess from the training pictures: the first file "
         f"with {100 * share:.0f} % of what the best one gains on them."
     )
     return Decision(chosen, (chosen,), GUESS, LOW, reason, broken)
@@ -381,7 +369,7 @@ def _least_harm(ordered: list[Scored], base: Score, broken: tuple[Checkpoint, ..
         )
     best = min(usable, key=harm).checkpoint
     reason = (
-        f"Every file makes the pictures much worse than the base model does, and {label(best)} is only the least bad: "
+        f"Every file makes the pictures much worse than the base model does, and {best.label} is only the least bad: "
         "is this the model they were trained on, and are trigger word and captions right?"
     )
     return Decision(best, (best,), NOTHING_LEARNED, LOW, reason, tuple(c for c in broken if c != best))
@@ -396,7 +384,7 @@ def _at_step(entries: tuple[Checkpoint, ...], step: int, name: str) -> Checkpoin
 
 
 def _sentence_start(checkpoint: Checkpoint) -> str:
-    name = label(checkpoint)
+    name = checkpoint.label
     return name[0].upper() + name[1:]
 
 

@@ -52,6 +52,18 @@ class Checkpoint:
     validation: Validation | None = None
     average: str = ""
 
+    @property
+    def label(self) -> str:
+        """What it is called beside others: "step 1,400", "step 1,400, EMA" or "the average of the last 3"."""
+        if self.average.startswith("last "):
+            return f"the average of the {self.average}"
+        return f"step {self.step:,}" + (f", {self.average}" if self.average else "")
+
+    @property
+    def heading(self) -> str:
+        """The same where there is little room: "step 1,400", "step 1,400, EMA" or "last 3"."""
+        return self.average if self.average.startswith("last ") else self.label
+
 
 @dataclass(frozen=True)
 class Checkpoints:

@@ -14,7 +14,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from .figures import BOTTOM, GRID, HEIGHT, INK, LEFT, PALE, PAPER, RED, RIGHT, TOP, WIDTH, ticks
 from .lettering import fitted, font, wrap
-from .picking import Decision, label
+from .picking import Decision
 from .scores import Score, Scored, comparable, differences, percent_of
 
 SAFE, GREEN, BLUE, FAINT, EMPTY = "#dcf3e4", "#15803d", "#1d4ed8", "#64748b", "#eef1f5"
@@ -260,7 +260,7 @@ def _mark(pen: ImageDraw.ImageDraw, place: Place, decision: Decision, low: float
     x, bottom = place(decision.checkpoint.step, low)
     for y in range(TOP, int(bottom), 8):
         pen.line((x, y, x, min(y + 4, bottom)), GREEN, 2)
-    text = f"suggested: {label(decision.checkpoint)}"
+    text = f"suggested: {decision.checkpoint.label}"
     width = pen.textlength(text, font=font(14)) + 12
     left = min(max(x - width / 2, LEFT), WIDTH - RIGHT - width)
     pen.rounded_rectangle((left, TOP - 12, left + width, TOP + 10), 4, GREEN)

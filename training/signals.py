@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from .doctor.pictures import perceptual_hashes
-from .picking import label
 from .run import Validation
 from .scores import Score, Scored, comparable, differences
 
@@ -253,7 +252,7 @@ def _jump(before: Scored, after: Scored, rate: float, others: Sequence[float]) -
         what, why = f"only {100 * times:.0f} % as much", "the two may not be of one run"
     else:
         return []
-    return [f"{_named(after)} changes the weights {what} as {label(before.checkpoint)}: {why}."]
+    return [f"{_named(after)} changes the weights {what} as {before.checkpoint.label}: {why}."]
 
 
 def _is_measured(entry: Scored) -> bool:
@@ -261,7 +260,7 @@ def _is_measured(entry: Scored) -> bool:
 
 
 def _named(entry: Scored) -> str:
-    return label(entry.checkpoint).capitalize()
+    return entry.checkpoint.label.capitalize()
 
 
 def _rate(before: Scored | None, after: Scored) -> float:

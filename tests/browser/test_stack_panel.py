@@ -190,6 +190,8 @@ def test_rows_are_added_moved_switched_off_and_removed(shown):
 
     shown.row("star").get_by_role("button", name="Remove").press("Enter")
     assert shown.names() == [PAPER, HEART]
+    shown.row("paper").get_by_role("button", name="Remove").dblclick()
+    assert shown.names() == [HEART], "the second click of a double click removes nothing more"
 
 
 def test_a_row_is_dragged_to_its_place(shown):

@@ -13,7 +13,7 @@ export function element(tag, properties = {}, ...children) {
 
 /** A button; one that is switched off by `enable` keeps the focus, which the browser would take from it otherwise. */
 export function button(text, title, does, className = "") {
-  const onclick = () => made.getAttribute("aria-disabled") === "true" || does();
+  const onclick = (event) => made.getAttribute("aria-disabled") === "true" || does(event);
   const made = element("button", { type: "button", className, title, onclick }, text);
   return made;
 }

@@ -25,7 +25,9 @@ export class Row {
     this.clip = new Strength("Strength for the CLIP", (clip) => this.change({ clip }));
     this.link = button("", "", () => this.toggleLink(), "lw-sign");
     this.more = button("", "Trigger words, facts and blocks", () => this.toggleDetails(), "lw-sign lw-more");
-    this.remove = button("", "Remove this LoRA from the stack.", () => acts.remove(this), "lw-sign lw-remove");
+    // The second click of a double click falls on the row that has moved up.
+    const once = (event) => event.detail > 1 || acts.remove(this);
+    this.remove = button("", "Remove this LoRA from the stack.", once, "lw-sign lw-remove");
     this.remove.setAttribute("aria-label", "Remove");
     this.handle.append(icon("handle"));
     this.more.append(icon("more"));

@@ -122,6 +122,7 @@ export class Chooser {
     const at = names.indexOf(this.marked);
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + PAGE, PageUp: at - PAGE }[event.key];
     if (to !== undefined) this.mark(names[Math.max(0, Math.min(names.length - 1, to))]);
+    else if (event.key === "Escape") this.close(); // a search field would only clear itself
     else if (event.key === "Enter") this.options.has(this.marked) && !event.repeat && this.take(this.marked);
     else return;
     event.preventDefault();

@@ -11,6 +11,7 @@ import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
+import diffusersnets
 import familytoys
 import folder_paths
 import pytest
@@ -177,35 +178,6 @@ def test_a_converted_file_changes_every_weight_as_before(kind, form, alpha, capl
 PREFIXES = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
 
 
-def without_memory(build):
-    with torch.device("meta"):
-        return build()
-
-
-def diffusers_network(kind):
-    import diffusers
-
-    if kind == "flux":
-        return without_memory(lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True))
-    if kind == "sd15":
-        return without_memory(lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768))
-    return without_memory(
-        lambda: diffusers.UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
-    )
-
-
 def read_by_diffusers(kind, tensors, network):
     """The tensors that diffusers finds in a file, by network and as peft calls them, and those it is left with."""
     import diffusers
@@ -249,7 +221,7 @@ READ = {"sdxl": [KOHYAS, ITS_OWN], "sd15": [KOHYAS, ITS_OWN], "flux": [KOHYAS, I
 @needs_diffusers
 def test_diffusers_conversion_leaves_no_key_and_finds_a_layer_for_each(full):
     kind, _, tensors = full
-    network = diffusers_network(kind)
+    network = diffusersnets.network(kind)
     for form, alpha in READ[kind]:
         found, left = read_by_diffusers(kind, forms.converted(tensors, form, alpha), network)
         assert left == {}

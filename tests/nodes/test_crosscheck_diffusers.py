@@ -1,5 +1,6 @@
 """The numbers of diffusers' training scripts, and files that diffusers reads: checks against code we did not write."""
 
+import diffusersnets
 import familytoys
 import hosttoys
 import pytest
@@ -168,11 +169,6 @@ def full_size_tensors(family, network, rank=2):
     return file_tensors(adapters.state(), config, torch.float32)
 
 
-def without_memory(build):
-    with torch.device("meta"):
-        return build()
-
-
 @pytest.fixture(scope="module")
 def sdxl_tensors():
     import comfy.ops
@@ -194,21 +190,7 @@ def flux_tensors():
 def test_every_layer_of_a_full_size_sdxl_lora_finds_its_place_in_diffusers_unet(sdxl_tensors):
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    unet = without_memory(
-        lambda: diffusers.UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
-    )
+    unet = diffusersnets.network("sdxl")
     layers = len(sdxl_tensors) // 3
     assert layers == 70 * 10  # transformer blocks, each with eight attention and two feed-forward layers
     converted, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(dict(sdxl_tensors), unet_config=unet.config)
@@ -226,7 +208,7 @@ def test_every_layer_of_a_full_size_sd15_lora_finds_its_place_in_diffusers_unet(
 
     network = UNetModel(**familytoys.FULL_UNET, device="meta", operations=comfy.ops.disable_weight_init)
     tensors = full_size_tensors(SD15, network)
-    unet = without_memory(lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768))
+    unet = diffusersnets.network("sd15")
     layers = len(tensors) // 3
     assert layers == 16 * 10
     converted, _ = diffusers.StableDiffusionPipeline.lora_state_dict(dict(tensors), unet_config=unet.config)
@@ -235,7 +217,7 @@ def test_every_layer_of_a_full_size_sd15_lora_finds_its_place_in_diffusers_unet(
 
 
 def test_every_layer_of_a_full_size_flux_lora_finds_its_place_in_diffusers_transformer(flux_tensors):
-    transformer = without_memory(lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True))
+    transformer = diffusersnets.network("flux")
     assert len(flux_tensors) == 3 * (19 * 8 + 38 * 2)
     converted = diffusers.FluxPipeline.lora_state_dict(dict(flux_tensors))
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in converted.items()}

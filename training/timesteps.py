@@ -111,7 +111,9 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Distribution:
 def moved(distribution: Distribution, shift: float) -> Distribution:
     """The distribution moved towards noise: the odds of every place are multiplied by `shift`."""
     return Distribution(
-        lambda u: with_odds(distribution.place(u), shift), lambda p: distribution.share(with_odds(p, 1 / shift))
+        lambda u: with_odds(distribution.place(u), shift),
+        # Rounding may put the last place a trifle above 1, where there is no share.
+        lambda p: distribution.share(with_odds(p, 1 / shift).clamp(max=1)),
     )
 
 

@@ -194,3 +194,13 @@ def test_other_code_that_draws_random_numbers_changes_no_level_and_is_not_change
     before = torch.get_rng_state()
     assert torch.equal(places(count=4, stratify=2), first) and torch.equal(torch.get_rng_state(), before)
     assert generator(0, "sigma", 0).initial_seed() != generator(0, "noise", 0).initial_seed()
+
+
+def test_whatever_the_shift_and_the_size_of_the_picture_levels_are_numbers():
+    """1 with its odds times 1 / 3 is 1.0000000000000002, of which there is no logarithm of odds."""
+    for shift in (1 / 3, *range(1, 101), ObjectiveConfig.timestep_shift):
+        drawn = places(count=4, timesteps="shift", timestep_shift=shift)
+        assert ((drawn > 0) & (drawn < 1)).all(), shift
+    for width in range(256, 2049, 64):
+        for height in range(256, width + 1, 64):
+            assert places((width, height), 4).isfinite().all(), (width, height)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
+from .whole_file import naming_a_full_disk
+
 FILE, SCALARS = "metrics.csv", "tensorboard"
 
 
@@ -41,7 +43,14 @@ class Metrics:
         self._begun = False
 
     def append(self, point: Point) -> None:
-        """Keep what is known about a step now; what was kept about it before and is None here stays."""
+        """Keep what is known about a step now; what was kept about it before and is None here stays.
+
+        OSError naming the folder when its disk is full.
+        """
+        with naming_a_full_disk(self._folder):
+            self._append(point)
+
+    def _append(self, point: Point) -> None:
         if not self._begun:
             self._begin(point.step)
         cells = [

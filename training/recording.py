@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .loop import Snapshot, Step
 from .lora import Adapters
@@ -39,7 +39,15 @@ def recorded(
     def save_last(snapshot: Snapshot) -> list[Checkpoint]:
         nonlocal saved
         saved = last
-        made = run.save(snapshot, write_lora, statistics.fmean(losses) if losses else None)
+        try:
+            made = run.save(snapshot, write_lora, statistics.fmean(losses) if losses else None)
+        except OSError:
+            # The states may lie on another disk than the LoRA files, which is full or gone; but a run whose state is
+            # at its end would never write its last file.
+            if snapshot.step < last_step:
+                with suppress(OSError):
+                    run.keep(snapshot)
+            raise
         losses.clear()
         return made
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -20,7 +21,28 @@ WRITING = ".writing-"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A temporary file beside the target, on the disk before it is renamed: nobody ever sees half a file."""
+    """A temporary file beside the target, on the disk before it is renamed: nobody ever sees half a file.
+
+    OSError naming the folder when its disk is full.
+    """
+    with naming_a_full_disk(path.parent):
+        _write_atomically(path, data)
+
+
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Inside, an error of the system that the disk is full becomes a sentence that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"The disk of '{folder}' is full ({error.strerror}): free some space there, then queue again."
+        ) from error
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix=path.suffix)
     try:

@@ -253,12 +253,40 @@ def test_when_the_disk_fails_the_old_state_and_record_stay_whole(folders, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(whole_file.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="^The disk of '.*star' is full .No space left on device.: free some space.*[.]$"):
         run.save(snapshot(20), write_lora, 0.2)
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
     assert not list(tmp_path.rglob(".writing-*"))
     assert open_run(folders).resume().step == 10
+
+
+@pytest.mark.parametrize(("last_step", "kept"), [(12, 5), (5, 0)])
+def test_when_the_disk_of_the_lora_files_is_full_the_steps_are_kept_in_the_state(folders, last_step, kept):
+    """All but those of the end: a run that is trained to its end would never write its last file."""
+
+    def full(path, snapshot):
+        raise OSError("The disk is full.")
+
+    denoiser = Denoiser()
+    steps = train(denoiser, Batches(), denoiser.adapters, replace(CONFIG, steps=last_step))
+    with pytest.raises(OSError, match="The disk is full"):
+        list(recorded(steps, open_run(folders), full, save_every=5, last_step=last_step))
+    again = open_run(folders)
+    assert again.step == kept
+    list(stages(again, Denoiser()))
+    assert equal(again.resume().weights, unbroken(12).weights)
+
+
+def test_a_full_disk_is_named_by_the_metrics_too(folders, monkeypatch):
+    run = saved_run(folders)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="^The disk of '.*star' is full"):
+        run.log(step_of(11), 0.1)
 
 
 def test_a_checkpoint_with_a_value_that_is_not_finite_is_never_written(folders):

@@ -138,7 +138,7 @@ def prepared(request: Request) -> Job:
         rank=request.rank,
         save_every=request.save_every,
         seed=request.seed,
-        regularization=len(dataset.examples) - len(dataset.concepts),
+        regularization=dataset.regularization_a_round,
     )
     wanted, text = chosen.train.text, None
     if wanted.encoder_rate or wanted.new_tokens:

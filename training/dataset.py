@@ -69,6 +69,12 @@ class Dataset:
         return tuple(example for example in self.examples if example.role == TRAIN)
 
     @property
+    def regularization_a_round(self) -> int:
+        """How many regularization pictures come while as many of the others come as there are, repeats and all."""
+        own, everything = (sum(e.repeats for e in some) for some in (self.concepts, self.examples))
+        return round(len(self.concepts) * (everything - own) / max(1, own))
+
+    @property
     def all_resolutions(self) -> tuple[int, ...]:
         """The resolutions trained at; the largest decides how much memory a step takes."""
         return self.resolutions or (self.resolution,)

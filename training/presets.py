@@ -223,7 +223,8 @@ def plan(
 
     ValueError names what is out of range, or the Python package that the optimizer lacks.
 
-    Pictures for `regularization` take steps of their own, so that each of the others is still seen as often.
+    Pictures for `regularization`, counted as often as they come for each of the others, take steps of their own, so that
+    each of the others is still seen as often.
     """
     one_of("preset", preset, tuple(PRESETS))
     purpose = PRESETS[preset]
@@ -255,7 +256,7 @@ def plan(
         preview_every=every * max(1, round(settings.preview_every / every)),
         validate_every=settings.validate_every or every,
         average_last=settings.average_last,
-        notes=tuple(notes_on(lora, train)),
+        notes=(*notes_on(lora, train), *_note_on_regularization(train.steps, pictures, regularization)),
     )
 
 
@@ -281,6 +282,17 @@ def notes_on(lora: LoraConfig, train: TrainConfig) -> list[str]:
     if train.optimizer == SCHEDULE_FREE and train.ema:
         notes.append("schedule-free averages the weights itself: ema averages its averages.")
     return notes
+
+
+def _note_on_regularization(steps: int, pictures: int, regularization: int) -> list[str]:
+    """A sentence where most steps teach nothing new."""
+    if regularization <= pictures:
+        return []
+    share = steps * regularization // (pictures + regularization)
+    return [
+        f"{share} of the {steps} steps go to regularization pictures: use fewer of them, or repeat your own pictures "
+        "more often, and it takes less time."
+    ]
 
 
 def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save: float, *, done: int = 0) -> Plan:

@@ -141,3 +141,17 @@ def test_extra_resolutions_are_read_from_a_text(text, resolution, sizes):
 def test_extra_resolutions_that_cannot_be_are_refused(text):
     with pytest.raises(ValueError, match="extra_resolutions is .*: give whole numbers from 64 to 4096 with commas"):
         resolutions_in(text, 1024)
+
+
+def test_regularization_pictures_are_counted_as_often_as_they_come_for_each_of_the_others():
+    def counted(own, repeats, others, others_repeats):
+        examples = [Example(Path(f"{n}.png"), "a zork", 64, 64, repeats=repeats) for n in range(own)]
+        examples += [
+            Example(Path(f"class {n}.png"), "a", 64, 64, repeats=others_repeats, role=REGULARIZATION)
+            for n in range(others)
+        ]
+        return Dataset(Path(), tuple(examples)).regularization_a_round
+
+    assert counted(20, 1, 50, 1) == 50 and counted(20, 3, 0, 1) == 0
+    assert counted(20, 10, 200, 1) == 20, "kohya's folders 10_zork and 1_person: as many of one as of the other"
+    assert counted(10, 1, 5, 4) == 20

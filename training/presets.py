@@ -223,8 +223,8 @@ def plan(
 
     ValueError names what is out of range, or the Python package that the optimizer lacks.
 
-    Pictures for `regularization`, counted as often as they come for each of the others, take steps of their own, so that
-    each of the others is still seen as often.
+    Pictures for `regularization`, as many as come while each of the others comes once, take steps of their own, so
+    that each of the others is still seen as often.
     """
     one_of("preset", preset, tuple(PRESETS))
     purpose = PRESETS[preset]

@@ -22,9 +22,10 @@ from typing import Protocol
 
 from safetensors.torch import load_file
 
-from . import lora_file, state
+from . import lora_file, metrics, state
 from .dataset import Dataset
 from .description import OURS, read
+from .differences import named_beside
 from .ema import averaged
 from .loop import Snapshot, Step
 from .metrics import Metrics, Point
@@ -115,18 +116,31 @@ class TrainingRun:
         """The newest run of this name with this identity, to go on with; else a new one.
 
         What another identity trained under the same name is never overwritten: the new run is called `<name>_v2`,
-        `_v3` and so on. With `start_over` a new one is always made.
+        `_v3` and so on, and says why. With `start_over` a new one is always made. A run that ended before its first
+        step leaves its name to the next one.
         """
-        base, same = safe_name(name), None
+        base, same, unused, others = safe_name(name), None, None, {}
         for number in range(1, 10_000):
             folder = runs / (base if number == 1 else f"{base}_v{number}")
-            record = _read_record(folder)
-            if record is None and not (loras / folder.name).exists():
-                record = {"name": folder.name, "title": base, "identity": identity, "step": 0, "checkpoints": []}
-                return same or cls(folder, loras, record)
-            if record is not None and record["identity"] == identity and not start_over:
+            record, has_files = _read_record(folder), (loras / folder.name).exists()
+            if record is None and not has_files:
+                return same or cls._new(unused or folder, loras, base, identity, others)
+            if record is None:
+                continue
+            if record["identity"] == identity and not start_over:
                 same = cls(folder, loras, record)
+            elif not has_files and _is_untrained(folder, record):
+                unused = unused or folder
+            else:
+                others[folder.name] = record["identity"]
         raise ValueError(f"There are already 9,999 runs called '{base}': choose another name.")
+
+    @classmethod
+    def _new(cls, folder: Path, loras: Path, title: str, identity: dict, others: dict[str, dict]) -> TrainingRun:
+        record = {"name": folder.name, "title": title, "identity": identity, "step": 0, "checkpoints": []}
+        if folder.name != title:
+            record["notes"] = [named_beside(title, folder.name, identity, others)]
+        return cls(folder, loras, record)
 
     @property
     def name(self) -> str:
@@ -194,7 +208,8 @@ class TrainingRun:
         What a killed process was writing is removed; a run is written by one process at a time.
         """
         remove_leftovers([self.folder, self.folder / "previews", self.loras / self.name])
-        if not (self.folder / "record.json").is_file():
+        there = _read_record(self.folder)
+        if there is None or there["identity"] != self._record["identity"]:
             self._write_record()
 
     def resume(self) -> Snapshot | None:
@@ -344,6 +359,12 @@ def mean_of(validation: Validation) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _is_untrained(folder: Path, record: dict) -> bool:
+    """Whether a run ended before its first step, so that there is nothing of it to lose."""
+    begun = record.get("step") or record.get("checkpoints") or state.step_of(folder) is not None
+    return not begun and not (folder / metrics.FILE).is_file()
 
 
 def _read_record(folder: Path) -> dict | None:

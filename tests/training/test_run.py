@@ -131,6 +131,52 @@ def test_a_loras_folder_that_someone_else_made_is_left_alone(folders):
     assert list(theirs.parent.iterdir()) == [theirs]
 
 
+def test_a_run_that_ended_before_its_first_step_leaves_its_name_to_the_next(folders):
+    open_run(folders).begin()
+    other = open_run(folders, identity={**IDENTITY, "model": "other"})
+    assert (other.name, other.notes) == ("star", ())
+    other.begin()
+    other.save(snapshot(), write_lora, 0.25)
+    assert open_run(folders, identity={**IDENTITY, "model": "other"}).step == 10
+    assert open_run(folders).name == "star_v2"
+
+
+def test_a_run_of_which_a_step_was_logged_keeps_its_name(folders):
+    run = open_run(folders)
+    run.begin()
+    run.log(step_of(1), 0.1)
+    assert open_run(folders, identity={**IDENTITY, "model": "other"}).name == "star_v2"
+
+
+def test_an_unused_name_hides_no_later_version(folders):
+    identities = [{**IDENTITY, "model": name} for name in "abc"]
+    for identity in identities:
+        saved_run(folders, identity=identity)
+    second = folders[0] / "star_v2"
+    for path in [*second.glob("state*"), *(folders[1] / "star_v2").iterdir()]:
+        path.unlink()
+    (folders[1] / "star_v2").rmdir()
+    (second / "record.json").write_text(json.dumps({"identity": identities[1], "step": 0, "checkpoints": []}))
+    assert open_run(folders, identity=identities[2]).name == "star_v3"
+    assert open_run(folders, identity=IDENTITY).name == "star_v2"
+
+
+def test_a_new_version_says_why_it_is_called_so(folders):
+    saved_run(folders)
+    lora = {"rank": 8, "alpha": 0.0}
+    told = saved_run(folders, identity={**IDENTITY, "lora": lora, "dataset": "x"}).notes
+    assert told == (
+        "'star' was trained with other values (rank, pictures or captions) and stays as it is: this training is called "
+        "'star_v2'.",
+    )
+    assert open_run(folders, identity={**IDENTITY, "lora": lora}).notes[0].startswith("'star' was trained with other")
+    (over,) = open_run(folders, start_over=True).notes
+    assert over == "'star' stays as it is: this training starts over and is called 'star_v3'."
+    (folders[1] / "theirs").mkdir()
+    (theirs,) = open_run(folders, name="theirs").notes
+    assert theirs == "The name 'theirs' is taken by other files, so this training is called 'theirs_v2'."
+
+
 def test_opening_a_run_writes_nothing(folders):
     open_run(folders)
     assert not folders[0].exists() and not folders[1].exists()

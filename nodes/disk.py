@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.cache import encodings
-from ..training.config import LOHA
+from ..training.lora import trained_values
+from ..training.memory import STATE_BYTES
 
 if TYPE_CHECKING:
     from .job import Job
@@ -34,15 +35,14 @@ def check_disk(job: Job) -> None:
 def needed(job: Job) -> tuple[int, int]:
     """Bytes that the LoRA files take, and those that states and caches take, at most."""
     plan, settings = job.plan, job.request.settings
-    values = 4 * plan.lora.rank * job.denoiser.adapted_width(plan.lora)
-    # LoHa has twice as many factors as the others.
-    values *= 2 if plan.lora.kind == LOHA else 1
-    file = values // (1 if settings.save_precision == FP32 else 2)
+    values = trained_values(job.parts, plan.lora)
+    file = values * (4 if settings.save_precision == FP32 else 2)
     averaged = 1 if plan.train.ema else 0
     count = -(-plan.train.steps // plan.save_every) * (1 + averaged) + (plan.average_last > 1)
     pictures, texts = encodings(job.dataset, classes=plan.train.objective.preservation > 0)
-    # Two states are kept, each with the weights, two moments of the optimizer, and the average.
-    return count * file, 2 * (3 + averaged) * values + pictures * LARGEST_LATENTS + texts * LARGEST_TEXT
+    # Two states are kept, each with the weights, what the optimizer remembers, and the average.
+    state = values * (4 + STATE_BYTES[plan.train.optimizer] + 4 * averaged)
+    return count * file, 2 * state + pictures * LARGEST_LATENTS + texts * LARGEST_TEXT
 
 
 def _check_writable(folder: Path) -> None:

@@ -15,8 +15,10 @@ from ..training.cache import fingerprint
 from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
 from ..training.embeddings import new_words
+from ..training.lora import Part
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun
+from ..training.targets import UNET
 from ..training.whole_file import payload_of
 from . import session
 from .disk import check_disk
@@ -77,6 +79,12 @@ class Job:
     def dataset(self) -> Dataset:
         return self.request.dataset
 
+    @property
+    def parts(self) -> list[Part]:
+        """The networks that get adapters."""
+        network, layers = self.denoiser.network, self.denoiser.family.layers
+        return [Part(UNET, network, layers), *(self.text.parts() if self.text else ())]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -100,13 +108,12 @@ def execute(request: Request, progress: Progress) -> Result:
     job = prepared(request)
     before = job.run.step
     progress.live.plan(str(job.plan))
+    progress.live.opened(job.run, job.plan.train.steps)
     previews = Previews(job)
     if before < job.plan.train.steps:
         check_disk(job)
         job.encoder.check(job.denoiser.family.title, job.denoiser.context_width, job.denoiser.pooled_width)
         job = session.trained(job, previews, progress)
-    else:
-        progress.live.opened(job.run, job.plan.train.steps)
     steps = job.plan.train.steps
     checkpoints = job.run.result(steps, job.dataset.trigger_word).entries
     if not checkpoints:

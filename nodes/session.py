@@ -20,13 +20,12 @@ from ..training.batches import Batch, Batches, largest, load
 from ..training.cache import Cached, encode
 from ..training.endurance import enduring
 from ..training.loop import Snapshot, Step, add_gradients, train
-from ..training.lora import Adapters, Part
+from ..training.lora import Adapters
 from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, RESIDENT
 from ..training.objective import Objective
 from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan, fitted
 from ..training.recording import recorded, validated
 from ..training.run import Checkpoint, TrainingRun, mean_of
-from ..training.targets import UNET
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
@@ -88,9 +87,8 @@ class Training:
         self._batches = Batches(examples, job.plan.train.batch_size, job.plan.train.seed)
         self._largest = largest(examples, job.plan.train.batch_size)
         text = job.text
-        parts = [Part(UNET, job.denoiser.network, job.denoiser.family.layers), *(text.parts() if text else ())]
         self._ready = True
-        self._adapters = Adapters.build(parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
+        self._adapters = Adapters.build(job.parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
 
     def try_out(self) -> None:
         """Settle on a memory plan by computing one step, and ask the untrained model about the held-out pictures."""

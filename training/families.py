@@ -9,7 +9,6 @@ included, and never what comes before the first block or after the last. ai-tool
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -47,12 +46,6 @@ class Family:
     cfg: float
     guidance: float | None = None
     """What a guidance embedding is fed during training; None leaves it to ComfyUI, or the family has none."""
-
-    def layer_pattern(self, preset: str) -> re.Pattern[str]:
-        """The compiled pattern of a layer preset; ValueError when the preset is unknown."""
-        if preset not in self.layers:
-            raise ValueError(f"Unknown layers '{preset}': choose one of {', '.join(map(repr, self.layers))}.")
-        return re.compile(self.layers[preset])
 
 
 _UNET_LAYERS = {

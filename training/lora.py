@@ -5,6 +5,7 @@ The host moves, patches and saves its own modules; it never meets these, because
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -272,6 +273,13 @@ class Adapters:
         span = nn.Parameter(self.values.data[start:end])
         span.grad = self.values.grad[start:end]
         return span
+
+
+def trained_values(parts: Sequence[Part], config: LoraConfig) -> int:
+    """How many numbers the adapters hold that `Adapters.build` makes for these networks, without making them."""
+    kind = KINDS[config.kind]
+    layers = (target for part in parts for target in targets(part.network, part.prefix, part.layers, config))
+    return sum(math.prod(shape) for target in layers for shape in kind.shapes(target.layer, target.rank).values())
 
 
 def _rate(adapter: Adapter, tensor: str, lora_plus: float, rates: Overrides) -> float:

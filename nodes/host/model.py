@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from ...training.attach import Attachment
 from ...training.batches import Batch
-from ...training.config import LoraConfig
-from ...training.frozen import is_linear
 from ...training.lora import Adapters
 from ...training.memory import MemoryPlan, Needs
 from ...training.noise import FLOW
@@ -86,12 +84,6 @@ class LoadedModel:
                 excess = patcher.loaded_size() - self._plan.resident * patcher.model_size()
                 if excess > 0:
                     patcher.partially_unload(patcher.offload_device, excess)
-
-    def adapted_width(self, lora: LoraConfig) -> int:
-        """Inputs plus outputs of all the layers a LoRA adapts: times its rank, the number of trained values."""
-        pattern = self.family.layer_pattern(lora.layers)
-        layers = (layer for name, layer in self.network.named_modules() if pattern.search(name) and is_linear(layer))
-        return sum(layer.in_features + layer.out_features for layer in layers)
 
     def prepare(self, adapters: Adapters, plan: MemoryPlan = _ROOMY, needs: Needs | None = None) -> None:
         """Load with the room that `plan` takes by `needs`, and prepare the adapted forwards.

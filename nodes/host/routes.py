@@ -12,7 +12,7 @@ from .progress import request_finish
 from .requests import Refusal, answering
 
 TRAINING = "/lora_workbench/training/{node_id}"
-LONGEST_ID = LONGEST_NAME = 100
+LONGEST_ID, LONGEST_NAME = 100, 1000
 
 
 def register() -> None:

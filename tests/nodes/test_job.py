@@ -11,6 +11,7 @@ import queueing
 import torch
 from PIL import Image
 
+from lora_workbench.nodes import disk
 from lora_workbench.training.presets import ExpertSettings
 from toyworld.node_pack import models
 
@@ -150,6 +151,26 @@ def test_a_disk_that_is_too_small_is_named_with_what_is_missing(trainer, monkeyp
     sentence = refusal(trainer, save_every=1, steps=5000)
     assert sentence.startswith(f"The disk of '{trainer.loras}' has 1 MB free, but this training writes about ")
     assert sentence.endswith("free some space, or raise save_every.")
+
+
+@on_sdxl
+@pytest.mark.parametrize(
+    "settings", [{}, {"conv_rank": 8, "text_encoder_rate": 1.0}, {"kind": "loha", "ema": 0.9}], ids=str
+)
+def test_the_disk_is_asked_for_what_the_files_and_states_come_to(trainer, monkeypatch, settings):
+    asked, needed = [], disk.needed
+    monkeypatch.setattr(disk, "needed", lambda job: asked.append(needed(job)) or asked[-1])
+    trainer.queue(steps=2, save_every=1, settings=ExpertSettings(save_precision="fp32", **settings))
+    ((files, work),) = asked
+    written = sum(path.stat().st_size - len(metadata(path)) for path in trainer.loras.rglob("*.safetensors"))
+    assert 0.7 * written < files <= written
+    assert work >= sum(path.stat().st_size for path in trainer.state().parent.glob("state*.safetensors"))
+
+
+def metadata(path) -> bytes:
+    """The header of a file: the toy's layers are so small that it is the larger part."""
+    with open(path, "rb") as file:
+        return file.read(8 + int.from_bytes(file.read(8), "little"))
 
 
 @on_sdxl

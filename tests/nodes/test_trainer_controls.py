@@ -5,8 +5,10 @@ import threading
 import pytest
 import queueing
 
+from lora_workbench.nodes import session
 from lora_workbench.nodes.host import controls
 from lora_workbench.nodes.host.live import state_of
+from lora_workbench.nodes.host.progress import Cancelled
 
 pytestmark = pytest.mark.comfy
 NODE = queueing.NODE_ID
@@ -97,6 +99,20 @@ def test_a_training_tells_all_of_itself(trainer):
     assert [step for step, _ in state["rate"]] == [1, 2, 3, 4, 5, 6] and state["smoothed"]
     assert [entry["step"] for entry in state["previews"]] == [0, 3, 6]
     assert "6 steps at learning rate 0.01, rank 2" in state["plan"]
+
+
+def test_a_run_that_is_cancelled_before_it_goes_on_says_how_far_it_was(trainer, monkeypatch):
+    trainer.queue()
+
+    def cancelled(*_, **__):
+        raise Cancelled
+
+    monkeypatch.setattr(session, "encode", cancelled)
+    with pytest.raises(Cancelled):
+        trainer.queue(steps=8)
+    state = state_of(NODE, "star")
+    assert (state["status"], state["step"], len(state["loss"])) == ("cancelled", 4, 4)
+    assert state["message"] == "Cancelled. Step 4 is kept; queue again to go on."
 
 
 def test_a_training_that_cannot_begin_says_why(trainer):

@@ -73,6 +73,12 @@ def test_an_unknown_request_is_named(ask):
     assert status == 404 and "'explode' is nothing a training can be asked: use finish, save" in answer["error"]
 
 
+def test_a_name_that_is_longer_than_a_file_can_be_called_has_a_panel_too(ask):
+    with LiveRun("7", "x" * 200):
+        status, state = ask("GET", f"{ADDRESS}/7", params={"name": "x" * 200})
+    assert (status, state["status"]) == (200, "preparing")
+
+
 def test_the_state_of_a_node_is_that_of_its_run_of_that_name(ask):
     with LiveRun("2:1", "star") as run:
         run.phase("Encoding pictures", 3, 8)
@@ -86,7 +92,7 @@ def test_the_state_of_a_node_is_that_of_its_run_of_that_name(ask):
 
 @pytest.mark.parametrize(
     ("path", "query", "sentence"),
-    [("x" * 101, {}, "node_id must be"), ("7", {"name": "x" * 1000}, "name must be the name of a LoRA")],
+    [("x" * 101, {}, "node_id must be"), ("7", {"name": "x" * 1001}, "name must be the name of a LoRA")],
 )
 def test_values_of_the_wrong_kind_are_refused(ask, path, query, sentence):
     status, answer = ask("GET", f"{ADDRESS}/{path}", params=query)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from toys import LAYERS, Network, equal, part
 
-from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.lora import Adapters
+from lora_workbench.training.config import KINDS, LoraConfig
+from lora_workbench.training.lora import Adapters, trained_values
 
 
 def build(network=None, *, seed=0, pattern=LAYERS.pattern, **config):
@@ -22,6 +22,17 @@ def test_every_layer_whose_name_matches_has_an_adapter_of_the_right_shape():
         assert adapter.down.shape == (4, adapter.layer.in_features)
         assert adapter.up.shape == (4, adapter.layer.out_features)
     assert len(adapters) == 6 and len(adapters.parameters()) == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"conv_rank": 2, "ranks": "q = 8"}, {"conv_rank": 2, "exclude": "q"}], ids=str
+)
+def test_how_many_numbers_are_trained_is_known_before_they_are_made(kind, settings):
+    convolutions = {name: nn.Conv2d(8, 8, 3, padding=1) for name in ("first", "middle", "last")}
+    parts = [part(nn.ModuleDict({"q": nn.Linear(8, 12), "k": nn.Conv2d(8, 16, 1), **convolutions}), "q|k")]
+    config = LoraConfig(kind=kind, rank=4, **settings)
+    assert trained_values(parts, config) == Adapters.build(parts, config, 0).values.numel() > 0
 
 
 def test_the_factors_are_float32_and_trainable_whatever_the_base_is():

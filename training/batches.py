@@ -131,14 +131,17 @@ class Batches:
 
 
 def largest(cached: Sequence[Cached], batch_size: int) -> Batch:
-    """The batch that takes most memory: the most pixels there can be in one, with the longest texts."""
+    """The batch that takes most: the most pixels there can be in one, texts that are asked about twice, long ones."""
 
     def pixels(group: list[tuple[Cached, int]]) -> int:
         width, height = group[0][0].bucket
         return min(batch_size, len(group)) * width * height
 
+    def cost(item: Cached) -> tuple[bool, int]:
+        return item.caption in (item.class_texts or ()), item.text.stat().st_size
+
     group = [item for item, _ in max(_by_bucket(cached), key=pixels)]
-    return load(sorted(group, key=lambda item: item.text.stat().st_size, reverse=True)[:batch_size])
+    return load(sorted(group, key=cost, reverse=True)[:batch_size])
 
 
 def _by_bucket(cached: Sequence[Cached]) -> list[list[tuple[Cached, int]]]:

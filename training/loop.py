@@ -63,6 +63,8 @@ class Snapshot:
     """All else that is needed to go on bit for bit."""
     ema: dict[str, Tensor] | None = None
     """The running average of the weights, where one is kept."""
+    losses: dict[str, Tensor] | None = None
+    """What a rise of the loss is measured against, where that is watched."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,11 @@ def add_gradients(
     with denoiser.adapted(), adapters.dropping(objective.seed, number):
         question = objective.question(denoiser, batch, number)
         for part in question.parts(denoiser.parts):
-            found = objective.losses(denoiser, part)
-            (found.sum() * (share / len(question) * denoiser.loss_scale)).backward()
-            told = torch.stack([found.detach().float(), part.sigma.float()]).tolist()
+            found = torch.zeros_like(part.sigma)
+            for term in objective.terms(denoiser, part):
+                (term.sum() * (share / len(question) * denoiser.loss_scale)).backward()
+                found += term.detach()
+            told = torch.stack([found.float(), part.sigma.float()]).tolist()
             losses, sigmas = losses + told[0], sigmas + told[1]
     return Found(losses, sigmas)
 

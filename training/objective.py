@@ -11,7 +11,7 @@ captions without the trigger word have no second question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,16 +83,20 @@ class Objective:
             return question
         return replace(question, kept=_kept(denoiser, question))
 
-    def losses(self, denoiser: Denoiser, question: Question) -> Tensor:
-        """The loss of each example (B,), with all that weighs it and with gradient; inside `denoiser.adapted()`."""
-        batch = question.batch
+    def terms(self, denoiser: Denoiser, question: Question) -> Iterator[Tensor]:
+        """The loss of each example (B,), with all that weighs it and with gradient; then what preservation adds to it.
+
+        Inside `denoiser.adapted()`. The class words are asked about when the second term is: whoever goes backward
+        from the first before that never holds the memory of both answers.
+        """
+        batch, levels = question.batch, level_weights(self.config, denoiser.prediction, question.sigma)
+        pictures = batch.weights.to(levels)
         answer = denoiser(question.noisy, question.sigma, denoiser.text_of(batch), batch.size)
         masks = None if batch.masks is None else batch.masks.to(answer.device)
-        found = self._errors(denoiser, answer, question.wanted, question.sigma, masks)
-        if question.kept is not None:
-            found = found + self.config.preservation * self._drift(denoiser, question)
-        found = found * batch.weights.to(found)
-        return found * level_weights(self.config, denoiser.prediction, question.sigma)
+        yield self._errors(denoiser, answer, question.wanted, question.sigma, masks) * pictures * levels
+        del answer
+        if question.kept is not None and _preserved(batch):
+            yield self.config.preservation * self._drift(denoiser, question) * pictures * levels
 
     def _noise(self, latents: Tensor, number: int) -> Tensor:
         config, seed = self.config, self.seed
@@ -114,13 +118,11 @@ class Objective:
 
     def _drift(self, denoiser: Denoiser, question: Question) -> Tensor:
         """How far each answer (B,) to the class words has moved; 0 for examples without a second question."""
-        drift = torch.zeros_like(question.sigma)
-        places = _preserved(question.batch)
-        if places:
-            some = question.at(places)
-            batch = some.batch.of_class()
-            answer = denoiser(some.noisy, some.sigma, denoiser.text_of(batch), batch.size)
-            drift[places] = self._errors(denoiser, answer, some.kept, some.sigma)
+        drift, places = torch.zeros_like(question.sigma), _preserved(question.batch)
+        some = question.at(places)
+        batch = some.batch.of_class()
+        answer = denoiser(some.noisy, some.sigma, denoiser.text_of(batch), batch.size)
+        drift[places] = self._errors(denoiser, answer, some.kept, some.sigma)
         return drift
 
 

@@ -39,7 +39,8 @@ def ours(kind):
     )
     objective = Objective(ObjectiveConfig(), SEED)
     with denoiser.adapted():
-        loss = objective.losses(denoiser, objective.question(denoiser, toys(kind).Batches(kind)[NUMBER], NUMBER)).mean()
+        (losses,) = objective.terms(denoiser, objective.question(denoiser, toys(kind).Batches(kind)[NUMBER], NUMBER))
+        loss = losses.mean()
         loss.backward()
     handle.remove()
     return denoiser, adapters, loss.item(), [tensor.grad.clone() for tensor in adapters.parameters()], given[0]

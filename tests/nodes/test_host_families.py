@@ -147,7 +147,7 @@ def test_training_lowers_the_loss_the_file_is_what_was_trained_and_the_model_is_
         """The loss over what training asks in its first steps."""
         with denoiser.adapted(), torch.no_grad():
             questions = [objective.question(denoiser, batch, number) for number in range(4)]
-            return sum(objective.losses(denoiser, question).mean().item() for question in questions)
+            return sum(term.mean().item() for question in questions for term in objective.terms(denoiser, question))
 
     untrained = asked()
     for _ in train(denoiser, [batch] * 16, adapters, TrainConfig(steps=16, learning_rate=2e-2)):

@@ -335,3 +335,9 @@ def test_the_largest_batch_has_the_most_pixels_and_the_longest_texts(tmp_path):
     examples = encoded_of(tmp_path, shapes, captions)
     assert largest(examples, 1).names == ("2.png",)
     assert set(largest(examples, 8).names) == {"0.png", "2.png", "3.png"}
+
+
+def test_the_largest_batch_is_one_that_preservation_asks_about_twice(tmp_path):
+    plain, told = encoded_of(tmp_path, [(128, 128)] * 2, ["a much longer caption", "zork"])
+    told = replace(told, class_texts={told.caption: ("a star", plain.text)})
+    assert largest([replace(plain, class_texts={}), told], 1).names == ("1.png",)

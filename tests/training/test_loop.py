@@ -38,7 +38,7 @@ def batch_loss(denoiser, batch, seed, number):
     """The mean loss of one micro-batch; masks leave nothing of what they cover."""
     asking = Objective(ObjectiveConfig(mask_floor=0), seed)
     with denoiser.adapted():
-        return asking.losses(denoiser, asking.question(denoiser, batch, number)).mean()
+        return sum(asking.terms(denoiser, asking.question(denoiser, batch, number))).mean()
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "flow"])

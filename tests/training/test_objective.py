@@ -1,5 +1,6 @@
 """What is asked and how it is judged, each term against the formula written out in its own symbols."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from toys import Batches, Denoiser
 
 from lora_workbench.training.config import ObjectiveConfig
+from lora_workbench.training.loop import add_gradients
 from lora_workbench.training.objective import Objective
 
 SIZE = 4
@@ -20,7 +22,7 @@ def losses(config=None, batch=None, denoiser=None, *, number=3, seed=1, parts=1)
     denoiser, objective = denoiser or Denoiser(), Objective(config or ObjectiveConfig(), seed)
     question = objective.question(denoiser, batch or batch_of(), number)
     with denoiser.adapted():
-        return torch.cat([objective.losses(denoiser, part) for part in question.parts(parts)]).detach()
+        return torch.cat([sum(objective.terms(denoiser, part)) for part in question.parts(parts)]).detach()
 
 
 EVERYTHING = ObjectiveConfig(
@@ -233,9 +235,8 @@ def test_preservation_teaches_the_adapters_and_never_the_model_that_is_kept():
     for config in (ObjectiveConfig(preservation=1.0), ObjectiveConfig()):
         denoiser.adapters.zero_grad()
         with denoiser.adapted():
-            Objective(config, 1).losses(
-                denoiser, question if config.preservation else question_of(batch=batch)
-            ).sum().backward()
+            asked = question if config.preservation else question_of(batch=batch)
+            sum(Objective(config, 1).terms(denoiser, asked)).sum().backward()
         gradients.append(denoiser.adapters.values.grad.clone())
     assert not torch.allclose(*gradients, rtol=1e-3)
     assert not [module for module in denoiser.network.modules() if "forward" in module.__dict__]
@@ -271,6 +272,28 @@ def test_a_batch_without_a_second_question_costs_no_second_answer():
     in_parts.parts = 2
     question_of(ObjectiveConfig(preservation=1.0), told(batch_of()), in_parts)
     assert asked == [2, 1], "the answers that are kept are found in parts as well"
+
+
+def test_preservation_never_holds_the_activations_of_both_answers():
+    """What the first answer keeps for backward is gone when the second is asked for."""
+    kept, alive = [], []
+
+    class Watched(Denoiser):
+        def __call__(self, noisy, *rest):
+            alive.append(sum(reference() is not None for reference in kept))
+            answer = super().__call__(noisy, *rest)
+            if answer.requires_grad:
+                held = answer * 1  # of a product, both factors are kept for backward
+                kept.append(weakref.ref(held))
+                return held * held / held.detach()
+            return answer
+
+    denoiser = moved(Watched())
+    objective, batch = Objective(ObjectiveConfig(preservation=1.0), 1), told(batch_of())
+    found = add_gradients(denoiser, objective, denoiser.adapters, batch, 3, share=1.0)
+    assert alive == [0, 0, 0] and len(kept) == 2
+    expected = losses(ObjectiveConfig(preservation=1.0), batch, moved(Denoiser()))
+    torch.testing.assert_close(torch.tensor(found.losses), expected)
 
 
 def test_preservation_without_class_texts_is_refused_by_name():

@@ -194,7 +194,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         inputs = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs or {}))}
-        result = function(*args, **(kwargs or {}))
+        # Here a tensor of another pack's own type is answered with a plain one, as without this mode.
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if id(storage) not in self._seen and id(storage) not in inputs:

@@ -212,6 +212,22 @@ def test_where_comfyui_pages_weights_by_itself_it_is_asked_for_room_alone(monkey
 # The plan is tried first
 
 
+class Foreign(torch.Tensor):
+    """A tensor of another pack, as the GGUF pack has them, which can be made of nothing but what that pack knows."""
+
+    def __new__(cls, values, *, kind):
+        return super().__new__(cls, values)
+
+    def __init__(self, values, *, kind):
+        super().__init__()
+
+
+def test_counting_bytes_keeps_no_pack_from_turning_its_own_tensors_into_plain_ones():
+    foreign = Foreign(torch.ones(3), kind="F32")
+    with LiveBytes():
+        assert type(torch.Tensor(foreign)) is torch.Tensor
+
+
 @both_families
 def test_the_preflight_measures_a_step_and_changes_no_adapter(kind):
     denoiser, adapters = prepared(kind)

@@ -81,5 +81,5 @@ def write_graph(name: str) -> Path:
         if not target.is_file() or target.read_bytes() != graph:
             write_atomically(target, graph)
     except OSError as error:
-        raise ValueError(f"'{target}' cannot be written: {error.strerror}.") from error
+        raise ValueError(f"'{target}' cannot be written: {error.strerror or error}.") from error
     return target

@@ -109,7 +109,9 @@ def _written(
             elif not _holds(found, data):
                 continue
         except OSError as error:
-            raise ValueError(f"'{found.name}' cannot be written to the loras folder: {error.strerror}.") from error
+            raise ValueError(
+                f"'{found.name}' cannot be written to the loras folder: {error.strerror or error}."
+            ) from error
         return found, str(found.relative_to(folders.loras_folder()))
     raise ValueError(f"There are already {MOST_VERSIONS:,} files called '{path.stem}': choose another name.")
 

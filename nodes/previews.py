@@ -18,7 +18,7 @@ from ..training.description import add_cover
 from ..training.figures import labelled_grid
 from ..training.loop import Snapshot
 from ..training.run import Checkpoint, WriteLora
-from ..training.whole_file import write_atomically
+from ..training.whole_file import patiently, write_atomically
 from .host import loras
 from .host.progress import Progress, throw_if_cancelled
 from .host.sampling import SamplerSettings, encode_prompt, sample_picture
@@ -82,7 +82,7 @@ class Previews:
         for path in [*(self._run.folder / "previews").glob("*.png"), *covers]:
             step = re.match(r"\d{6,}", path.name.removeprefix(f"{self._run.name}_"))
             if step and int(step[0]) > after:
-                path.unlink()
+                patiently(path.unlink)
 
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .whole_file import WRITING, remove_leftovers
+from .whole_file import WRITING, patiently, remove_leftovers
 
 HOUR = 3600.0
 """Seconds after which nobody can still be writing a file of the cache."""
@@ -65,7 +65,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            os.replace(temporary, path)
+            patiently(lambda: os.replace(temporary, path))
         except BaseException:
             os.unlink(temporary)
             raise

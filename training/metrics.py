@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
@@ -41,6 +42,8 @@ class Metrics:
         self._folder = folder
         self._scalars = None
         self._begun = False
+        self._waiting = ""
+        """Lines that are not written yet, since another program held the file."""
 
     def append(self, point: Point) -> None:
         """Keep what is known about a step now; what was kept about it before and is None here stays.
@@ -52,13 +55,15 @@ class Metrics:
 
     def _append(self, point: Point) -> None:
         if not self._begun:
-            self._begin(point.step)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._scalars, self._begun = _scalars(self._folder / SCALARS, point.step), True
         cells = [
             "" if value is None else int(value) if value is True or value is False else value
             for value in astuple(point)
         ]
-        with open(self._folder / FILE, "a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(cells)
+        self._waiting += ",".join(map(str, cells)) + "\n"
+        with suppress(PermissionError):  # on Windows a spreadsheet that shows the file keeps others from writing to it
+            self._write_waiting()
         if self._scalars is not None:
             for name in ("loss", "sigma", "learning_rate", "norm", "validation"):
                 if getattr(point, name) is not None:
@@ -67,13 +72,11 @@ class Metrics:
     def read(self, up_to: int) -> list[Point]:
         """Every step that counts, in order: what a stopped run trained past its last state is left out."""
         path = self._folder / FILE
-        if not path.is_file():
-            return []
+        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
         points: dict[int, Point] = {}
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            for point in _parsed(file):
-                if point.step <= up_to:
-                    points[point.step] = _merged(points.get(point.step), point)
+        for point in _parsed((text + self._waiting).splitlines()):
+            if point.step <= up_to:
+                points[point.step] = _merged(points.get(point.step), point)
         return [points[step] for step in sorted(points)]
 
     def close(self) -> None:
@@ -82,16 +85,16 @@ class Metrics:
             self._scalars.close()
         self._scalars, self._begun = None, False
 
-    def _begin(self, step: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / FILE
-        if not path.is_file():
-            path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-        elif not path.read_bytes().endswith(b"\n"):
-            with open(path, "ab") as file:  # a kill can leave half a line, which must not spoil the next
-                file.write(b"\n")
-        self._scalars = _scalars(self._folder / SCALARS, step)
-        self._begun = True
+    def _write_waiting(self) -> None:
+        with open(self._folder / FILE, "ab+") as file:
+            if not file.tell():
+                file.write(f"{','.join(COLUMNS)}\n".encode())
+            else:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a kill can leave half a line, which must not spoil the next
+                    file.write(b"\n")
+            file.write(self._waiting.encode())
+        self._waiting = ""
 
 
 def _scalars(folder: Path, step: int):

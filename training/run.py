@@ -16,7 +16,9 @@ import json
 import math
 import re
 import statistics
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +31,7 @@ from .differences import named_beside
 from .ema import averaged
 from .loop import Snapshot, Step
 from .metrics import Metrics, Point
-from .whole_file import remove_leftovers, write_atomically
+from .whole_file import patiently, remove_leftovers, write_atomically
 
 EMA = "EMA"
 LONGEST_NAME = 100
@@ -228,7 +230,8 @@ class TrainingRun:
         for kind in ("checkpoints", "averages"):
             for entry in self._record.get(kind, ()):
                 if entry["step"] > step:
-                    Path(entry["path"]).unlink(missing_ok=True)
+                    with suppress(PermissionError):  # in use on Windows: then it is replaced when that step comes again
+                        patiently(partial(Path(entry["path"]).unlink, missing_ok=True))
             self._record[kind] = [entry for entry in self._record.get(kind, ()) if entry["step"] <= step]
         self._record["validations"] = [entry for entry in self._record.get("validations", ()) if entry[0] <= step]
 

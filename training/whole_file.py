@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from torch import Tensor
 
 WRITING = ".writing-"
 """What the name of a file begins with until it is whole."""
+PATIENCE, PAUSE = 1.0, 0.05
+"""Seconds that a file which another program has open is waited for, and between two tries."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """A temporary file beside the target, on the disk before it is renamed: nobody ever sees half a file.
 
-    OSError naming the folder when its disk is full.
+    OSError naming the folder when its disk is full, PermissionError naming the file when a program holds it.
     """
     with naming_a_full_disk(path.parent):
         _write_atomically(path, data)
@@ -52,12 +54,37 @@ def _write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         # mkstemp makes files only their owner can read; a LoRA is as readable as any other file in its folder.
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
     _settle(path.parent)
+
+
+def put_in_place(temporary: str, path: Path) -> None:
+    """Give a written file its name; PermissionError naming it when a program holds the file it replaces."""
+    try:
+        patiently(lambda: os.replace(temporary, path))
+    except PermissionError as error:
+        raise PermissionError(
+            f"'{path}' cannot be replaced ({error.strerror}): close the program that has it open, then queue again."
+        ) from error
+
+
+def patiently(change: Callable[[], None]) -> None:
+    """Rename or delete a file, which Windows refuses while anybody has it open, if only to show or to check it.
+
+    So it is tried again for a second; then the PermissionError goes on.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return change()
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(PAUSE)
 
 
 def write_keeping(path: Path, data: bytes, previous: Path) -> None:

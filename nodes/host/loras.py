@@ -48,8 +48,11 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA file; ValueError naming the file when it cannot be read."""
-    return read_file(path)[0]
+    """The tensors of a LoRA file, which stays free to be replaced; ValueError naming it when it cannot be read.
+
+    ComfyUI maps files into memory, and Windows lets nobody replace or delete a file that is mapped.
+    """
+    return {name: tensor.clone() for name, tensor in read_file(path)[0].items()}
 
 
 def apply(

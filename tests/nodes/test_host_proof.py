@@ -44,6 +44,19 @@ def test_the_effect_is_the_size_of_what_loading_changes_about_the_weights(kind, 
     assert prove(patcher, path).effect == pytest.approx(sum(changes).sqrt().item(), rel=1e-3)
 
 
+def test_a_file_that_is_on_a_model_is_free_to_be_replaced(tmp_path):
+    """On Windows no file can be that is mapped into memory; what is mapped changes with its file."""
+    patcher, path = hosttoys.model("sdxl"), tmp_path / "star.safetensors"
+    written(patcher, path)
+    lora = loras.read_lora(path)
+    before = {name: tensor.clone() for name, tensor in lora.items()}
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lora.items())
+
+
 @every_kind
 def test_loading_the_file_says_nothing_about_keys_that_were_not_loaded(kind, tmp_path, caplog):
     patcher, path = hosttoys.model(kind), tmp_path / "star.safetensors"

@@ -63,6 +63,22 @@ def test_half_a_line_costs_nothing_but_itself(metrics, tmp_path, torn):
     assert again.read(9) == [*POINTS, Point(4, 0.75)]
 
 
+def test_a_spreadsheet_that_holds_the_file_costs_neither_a_step_nor_a_line(metrics, tmp_path, monkeypatch):
+    """Excel keeps others from writing to a file that it shows."""
+
+    def held(path, mode="r", **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    metrics.append(POINTS[0])
+    with monkeypatch.context() as shown:
+        shown.setattr("builtins.open", held)
+        metrics.append(POINTS[1])
+        metrics.append(POINTS[2])
+    assert metrics.read(9) == POINTS and Metrics(tmp_path / "run").read(9) == POINTS[:1]
+    metrics.append(Point(4, 0.75))
+    assert Metrics(tmp_path / "run").read(9) == [*POINTS, Point(4, 0.75)]
+
+
 def test_a_run_without_metrics_has_no_points(tmp_path):
     assert Metrics(tmp_path).read(9) == []
 

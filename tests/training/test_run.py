@@ -713,6 +713,17 @@ def test_what_was_saved_past_the_step_that_training_went_back_to_is_no_longer_of
     assert [entry.step for entry in run.checkpoints()] == [5] and run.validations() == []
 
 
+def test_a_file_in_use_does_not_keep_training_from_going_back(folders, monkeypatch):
+    def held(path, missing_ok=False):
+        raise PermissionError(13, "Access is denied", str(path))
+
+    run = saved_run(folders, 5, 10)
+    monkeypatch.setattr("lora_workbench.training.whole_file.PATIENCE", 0.0)
+    monkeypatch.setattr(Path, "unlink", held)
+    run.back_to(5, 0.5)
+    assert [entry.step for entry in run.checkpoints()] == [5]
+
+
 def test_the_first_step_after_going_back_brings_the_state_on_disk_back_too(folders):
     """A kill right after a roll-back must not find the state that went wrong."""
     run = saved_run(folders, 10)

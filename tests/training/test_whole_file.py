@@ -36,6 +36,31 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_somebody_reads_at_this_moment_is_waited_for(tmp_path, monkeypatch):
+    path, replace, tries = tmp_path / "record.json", os.replace, []
+
+    def shared(*paths):
+        tries.append(paths)
+        if len(tries) < 3:
+            raise PermissionError(13, "Access is denied")
+        replace(*paths)
+
+    monkeypatch.setattr(whole_file, "PAUSE", 0.0)
+    monkeypatch.setattr("os.replace", shared)
+    write_atomically(path, b"new")
+    assert (path.read_bytes(), len(tries)) == (b"new", 3)
+
+
+def test_a_file_that_a_program_holds_is_named_and_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "star_last3.safetensors"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(whole_file, "PATIENCE", 0.0)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Access is denied")))
+    with pytest.raises(PermissionError, match="star_last3.safetensors' cannot be replaced .*: close the program"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_after_that(tmp_path, monkeypatch):
     """What a power cut needs: without the first the renamed file can be empty, without the second the old one back."""
     done = []

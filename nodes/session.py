@@ -151,6 +151,7 @@ class Training:
         events = enduring(
             self._begin,
             resume,
+            before=run.resume_before(resume.step),
             slowdown=run.slowdown,
             out_of_memory=OUT_OF_MEMORY,
             step_down=self._step_down,

@@ -1,8 +1,8 @@
 """Training that outlives trouble: it begins again from a good state, more slowly, in less memory, or after a pause.
 
-Two states are kept in memory, copied every 50 steps. When training goes wrong it goes back to the older of them, since
-the newer may be spoilt already, and on at half the learning rate. The state of the last step is copied only when it is
-needed: when memory ran out, and for a pause.
+Two states are kept in memory, copied every 50 steps; at first they are those that a run goes on from. When training
+goes wrong it goes back to the older of them, since the newer may be spoilt already, and on at half the learning rate.
+The state of the last step is copied only when it is needed: when memory ran out, and for a pause.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from operator import itemgetter
+
+import torch
+from torch import Tensor
 
 from .loop import Snapshot, Step
 
@@ -22,9 +26,12 @@ TIMES = 3
 """How often the rate is halved before training stops."""
 HISTORY = 2000
 """How many pictures a rise of the loss is measured against."""
+REACH = 150
+"""Steps: two blocks, and as far as training goes back."""
 RISE, ERRORS = 0.3, 6.0
 """A rise of the log loss that no healthy training shows, and how many standard errors it must have."""
 
+POINTS = "points"
 PAUSE, MEMORY = "pause", "memory"
 Begin = Callable[[Snapshot | None, float], Iterator[Step]]
 
@@ -33,6 +40,7 @@ def enduring(
     begin: Begin,
     resume: Snapshot | None,
     *,
+    before: Snapshot | None = None,
     slowdown: float = 1.0,
     out_of_memory: tuple[type[BaseException], ...] = (),
     step_down: Callable[[], str | None] = lambda: None,
@@ -48,10 +56,10 @@ def enduring(
     - Out of memory: `step_down()` moves one knob and says which; on from the last step. MemoryError when it says None.
     - `paused()`: training is closed, so that its memory goes; on from the last step when `wait()` returns.
 
-    `begin(None, ...)` must begin with fresh adapters. A step's snapshot is that of the newest good state, which is its
-    own until another step is taken.
+    `begin(None, ...)` must begin with fresh adapters; `before` is an older state than `resume`. A step's snapshot is
+    that of the newest good state, which is its own until another step is taken.
     """
-    run = _Position(resume, slowdown)
+    run = _Position(resume, before, slowdown)
     while True:
         trouble = ""
         try:
@@ -83,10 +91,10 @@ def enduring(
 class _Position:
     """How far training is, and the states it can go back to."""
 
-    def __init__(self, resume: Snapshot | None, slowdown: float) -> None:
-        self.slowdown, self.watch = slowdown, Watch()
+    def __init__(self, resume: Snapshot | None, before: Snapshot | None, slowdown: float) -> None:
+        self.slowdown, self.watch = slowdown, Watch(resume.losses if resume else None)
         self.newest, self.number = resume, resume.step if resume else 0
-        self._kept, self._live = [resume], None
+        self._kept, self._live = [resume] if before is None else [before, resume], None
 
     def taken(self, step: Step) -> Step:
         """The step as it is passed on, after its state has been kept where it is its turn."""
@@ -101,7 +109,7 @@ class _Position:
         state = self._copied()
         if state is None or not state.step:
             raise RuntimeError(f"The state of step {number} is gone, and none before it was kept but the beginning.")
-        return state
+        return replace(state, losses=self.watch.recent(state.step))
 
     def settle(self) -> None:
         """Hold a copy of the newest state instead of the training itself, whose memory can go then."""
@@ -139,10 +147,13 @@ class Watch:
     blocks. Training diverges when the medians of both blocks lie above by `RISE` and by `ERRORS` standard errors
     (1.2533 x 1.4826 x median absolute deviation / sqrt(n), for a median). Blocks are of 25 steps, and of 5 in the first
     100 steps, where only a large rise stands out.
+
+    A run that goes on brings its `recent` points along, so that it is watched as if it had never stopped.
     """
 
-    def __init__(self) -> None:
-        self._points: list[tuple[int, float, float]] = []  # step, noise level, log loss
+    def __init__(self, recent: Mapping[str, Tensor] | None = None) -> None:
+        # step, noise level, log loss
+        self._points: list[tuple[int, float, float]] = [tuple(row) for row in recent[POINTS].tolist()] if recent else []
 
     def trouble(self, step: Step) -> str:
         """A sentence when training diverges by now, else nothing."""
@@ -159,6 +170,13 @@ class Watch:
             return ""
         rise = self._rise(step.number, size)
         return f"The loss rose to {math.exp(rise):.1f} times what it was." if rise else ""
+
+    def recent(self, step: int) -> dict[str, Tensor]:
+        """The points up to a step that later ones may be compared with, (n, 3) in double precision."""
+        until = bisect_right(self._points, step, key=itemgetter(0))
+        before = bisect_right(self._points, step - REACH, key=itemgetter(0))
+        points = self._points[max(0, before - HISTORY) : until]
+        return {POINTS: torch.tensor(points, dtype=torch.float64).reshape(-1, 3)}
 
     def forget(self, after: int) -> None:
         """Leave out what came after a step."""

@@ -224,6 +224,10 @@ class TrainingRun:
             self.add_note(f"The newest state was damaged and set aside; training went on from step {snapshot.step}.")
         return snapshot
 
+    def resume_before(self, step: int) -> Snapshot | None:
+        """The state before the newest one, which is of `step`, to go back to when that one is spoilt; None without."""
+        return state.read_before(self.folder, step)
+
     def back_to(self, step: int, slowdown: float) -> None:
         """Go on from an earlier step at a lower rate; what was saved past it is no longer part of this run."""
         self.slowdown, self.went_back = slowdown, True

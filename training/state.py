@@ -14,7 +14,7 @@ from .loop import Snapshot
 from .whole_file import checksummed, read_checksummed, write_keeping
 
 NEWEST, PREVIOUS, DAMAGED = "state.safetensors", "state.previous.safetensors", "state.damaged.safetensors"
-PARTS = ("weights", "optimizer", "ema")
+PARTS = ("weights", "optimizer", "ema", "losses")
 
 
 def write(folder: Path, snapshot: Snapshot, slowdown: float = 1.0) -> None:
@@ -44,6 +44,15 @@ def read(folder: Path) -> tuple[Snapshot, float, bool] | None:
     return None
 
 
+def read_before(folder: Path, step: int) -> Snapshot | None:
+    """The state that was kept before the one of a step; None when there is none that is older and whole."""
+    try:
+        snapshot, _ = _snapshot(folder / PREVIOUS)
+    except ValueError:
+        return None
+    return snapshot if snapshot.step < step else None
+
+
 def step_of(folder: Path) -> int | None:
     """After which step the newest state with a readable header is; None when there is none."""
     for path in _files(folder):
@@ -66,5 +75,6 @@ def _snapshot(path: Path) -> tuple[Snapshot, float]:
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
         parts[part][name] = tensor
-    snapshot = Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], parts["ema"] or None)
+    kept = (parts[part] or None for part in ("ema", "losses"))
+    snapshot = Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], *kept)
     return snapshot, float(entries["slowdown"])

@@ -278,6 +278,14 @@ def test_a_run_that_was_slowed_down_goes_on_slowly_and_counts_on():
     assert [slowdown for _, slowdown in training.begun] == [0.25, 0.125]
 
 
+def test_a_run_that_goes_on_from_a_spoilt_state_goes_back_to_the_one_before():
+    plain = Training(steps=20)
+    states = {step.number: step.snapshot() for step in plain.steps()}
+    training = Training(steps=30, batches=_BrokenOnce(20, 21, 22))
+    list(training.steps(resume=states[20], before=states[10]))
+    assert training.begun == [(20, 1.0), (10, 0.5)]
+
+
 class Cliff(Denoiser):
     """Its answers become worse and worse once the adapters lie on one side."""
 
@@ -359,6 +367,21 @@ def risen(steps, start, double):
 def test_a_loss_that_runs_away_is_noticed(look, start, double, within):
     alarms = [alarm(risen(curve(random.Random(seed), 600, **look), start, double)) for seed in range(5)]
     assert all(found is not None and start < found <= start + within for found in alarms), alarms
+
+
+@pytest.mark.parametrize("stop", [30, 260, 431, 470])
+@pytest.mark.parametrize("look", [{}, {"batch": 64}], ids=str)
+def test_a_run_that_was_stopped_is_watched_as_if_it_never_had_been(look, stop):
+    """Also where the loss had begun to run away already."""
+    steps = list(risen(curve(random.Random(1), 520, **look), 425, 10))
+    whole, first = Watch(), Watch()
+    for step in steps[:stop]:
+        first.trouble(step)
+    second = Watch(first.recent(stop))
+    told = [whole.trouble(step) for step in steps]
+    assert [second.trouble(step) for step in steps[stop:]] == told[stop:] and any(told[stop:])
+    assert torch.equal(second.recent(520)["points"], whole.recent(520)["points"])
+    assert len(second.recent(520)["points"]) <= 2000 + 150 * look.get("batch", 1)
 
 
 def test_steps_without_a_finite_loss_and_pictures_that_count_nothing_are_left_out():

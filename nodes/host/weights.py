@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import comfy.ops
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())
 
@@ -22,14 +23,24 @@ class CastWeights:
             return weight, layer.bias, None
         if hasattr(layer, "cast_bias_weight"):
             # Layers of other packs, such as those that hold GGUF files, unpack and patch their weights themselves.
-            return *layer.cast_bias_weight(like)[:2], None
-        weight, bias, ticket = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-        # Multiplied as it is, a quantised weight would have the gradient quantised too.
-        return weight.dequantize() if isinstance(weight, QUANTISED) else weight, bias, ticket
+            weight, bias, ticket = *layer.cast_bias_weight(like)[:2], None
+        else:
+            weight, bias, ticket = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+        return _plain(weight), None if bias is None else _plain(bias), ticket
 
     def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
         if ticket is not None:
             comfy.ops.uncast_bias_weight(layer, weight, bias, ticket)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Numbers to multiply with, of whatever type a tensor is.
+
+    Multiplied as it is, a quantised weight would have the gradient quantised too, and a tensor of another pack's own
+    type would make all that is computed with it one of these.
+    """
+    tensor = tensor.dequantize() if isinstance(tensor, QUANTISED) else tensor
+    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.as_subclass(Tensor)
 
 
 def _is_ready(layer: nn.Module, weight: Tensor, like: Tensor) -> bool:
@@ -46,8 +57,9 @@ def _is_ready(layer: nn.Module, weight: Tensor, like: Tensor) -> bool:
 def trainable_around(network: nn.Module) -> Iterator[None]:
     """Autograd may keep the small parameters of `network` while it runs: gates, tokens, norms of its own making.
 
-    ComfyUI makes them in inference mode, and such tensors cannot be kept. Within the block each is replaced by another
-    tensor over the same memory. ComfyUI's own layers are left alone: their weights are read through `CastWeights`.
+    ComfyUI makes them in inference mode, and such tensors cannot be kept; other packs make them of types of their own.
+    Within the block each is replaced by a plain tensor over the same memory. ComfyUI's own layers are left alone: their
+    weights are read through `CastWeights`.
     """
     swapped = []
     try:
@@ -55,7 +67,7 @@ def trainable_around(network: nn.Module) -> Iterator[None]:
             if hasattr(module, "comfy_cast_weights"):
                 continue
             for name, parameter in module._parameters.items():
-                if type(parameter) is nn.Parameter and parameter.is_inference():
+                if _is_numbers(parameter) and (parameter.is_inference() or type(parameter) is not nn.Parameter):
                     swapped.append((module._parameters, name, parameter))
                     module._parameters[name] = _alias(parameter)
         yield
@@ -64,9 +76,14 @@ def trainable_around(network: nn.Module) -> Iterator[None]:
             parameters[name] = parameter
 
 
+def _is_numbers(parameter: nn.Parameter | None) -> bool:
+    """Whether what is in its memory is what it says, not something packed."""
+    return parameter is not None and parameter.is_floating_point() and not is_traceable_wrapper_subclass(parameter)
+
+
 def _alias(parameter: nn.Parameter) -> nn.Parameter:
     """The same memory as an ordinary tensor."""
     with torch.inference_mode(False):
         empty = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-        place = parameter.storage_offset(), parameter.shape, parameter.stride()
+        place = parameter.storage_offset(), parameter.size(), parameter.stride()
         return nn.Parameter(empty.set_(parameter.untyped_storage(), *place), requires_grad=False)

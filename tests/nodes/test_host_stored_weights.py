@@ -4,6 +4,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.ops
 import comfy.supported_models
+import familytoys
 import hosttoys
 import loratoys
 import pytest
@@ -230,6 +231,40 @@ def test_weights_that_another_pack_unpacks_in_its_own_way_are_trained_over():
         twin = plain_twin(lambda name: layer_of(patcher, name).weight.unpacked(torch.float32))
     assert_trains_as(patcher, twin)
     assert torch.equal(layer_of(patcher, "single_blocks.0.linear1").weight.as_subclass(torch.Tensor), bytes_before)
+
+
+class Kept(torch.Tensor):
+    """A plain weight of that pack's own type, which gives itself away instead of copies."""
+
+    def detach(self, *args, **kwargs):
+        return self
+
+    def clone(self, *args, **kwargs):
+        return self
+
+
+def family_gradients(patcher, kind):
+    denoiser = hosttoys.loaded(patcher)
+    adapters = hosttoys.attach(denoiser)
+    entries = [familytoys.caption(kind), familytoys.caption(kind, 1)]
+    with denoiser.adapted():
+        answer = denoiser(familytoys.latents(kind), familytoys.levels(kind), entries, familytoys.KINDS[kind].size)
+        answer.square().mean().backward()
+    return adapters.values.grad.clone()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ("sd35", "chroma", "z_image") if kind in familytoys.KINDS])
+def test_plain_weights_of_another_packs_own_type_are_trained_over_and_left_where_they_are(kind):
+    """Norms in ComfyUI's layers, and norms and tokens of a network's own making."""
+    patcher, expected = familytoys.model(kind), family_gradients(familytoys.model(kind), kind)
+    with torch.inference_mode():
+        for module in patcher.model.diffusion_model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                module._parameters[name] = nn.Parameter(weight.as_subclass(Kept), requires_grad=False)
+    before = [(id(weight), type(weight)) for weight in patcher.model.diffusion_model.parameters()]
+    assert {kind for _, kind in before} == {Kept}
+    assert torch.equal(family_gradients(patcher, kind), expected)
+    assert [(id(weight), type(weight)) for weight in patcher.model.diffusion_model.parameters()] == before
 
 
 def test_two_packed_models_are_told_apart_by_their_bytes():

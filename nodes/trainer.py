@@ -8,11 +8,11 @@ from dataclasses import replace
 from comfy_api.latest import io, ui
 from safetensors import safe_open
 
-from ..training import curve
+from ..training import curve, picking
 from ..training.embeddings import bundled_words, embedding_names, worded
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
-from ..training.run import mean_of
+from ..training.run import Checkpoints, mean_of
 from . import job
 from .host import folders, loras
 from .host.graph import Graph
@@ -214,7 +214,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
 def report(result: job.Result, dataset) -> str:
     """What happened, in lines a user can act on."""
     if result.trained:
-        done = f"Trained {result.trained} steps, up to step {result.run.step}."
+        done = f"Trained {result.trained} step{'s' * (result.trained != 1)}, up to step {result.run.step}."
     else:
         done = f"Nothing to train: this run already is at step {result.run.step}."
     if result.checkpoint.step < min(result.run.step, result.plan.train.steps):
@@ -230,6 +230,7 @@ def report(result: job.Result, dataset) -> str:
         *([f"Memory: {memory}."] if (memory := result.run.fact("memory")) else []),
         *result.run.notes,
         curve.diagnose(result.run.curve()).sentence,
+        *_verdict(result.run.result(result.plan.train.steps, dataset.trigger_word)),
         f"Pictures: {_pictures(dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",
@@ -239,6 +240,13 @@ def report(result: job.Result, dataset) -> str:
     if dataset.trigger_word:
         lines.insert(1, f"Trigger word: {dataset.trigger_word}")
     return "\n".join(lines)
+
+
+def _verdict(checkpoints: Checkpoints) -> list[str]:
+    """Which file the held-out pictures speak for, as in the report with pictures; nothing where none were asked."""
+    if not picking.scored(checkpoints):
+        return []
+    return [picking.choose(checkpoints, picking.SUGGESTED, 0, picking.BALANCED).reason]
 
 
 def _pictures(dataset) -> str:

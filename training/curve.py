@@ -31,7 +31,10 @@ SENTENCES = {
         "previews."
     ),
     FALLING: "The loss was still falling at the end: more steps may help.",
-    SETTLED: "The loss fell and then levelled off: more steps are unlikely to help.",
+    SETTLED: (
+        "The training loss fell and then levelled off; pictures may go on changing, so judge by held-out pictures and "
+        "previews."
+    ),
     UNCLEAR: "The losses are too few or too noisy to tell: judge by held-out pictures and previews.",
 }
 FEWEST, MOST_BLOCKS, SHOWN_BLOCKS = 60, 24, 60

@@ -212,8 +212,10 @@ def _validation(run: TrainingRun) -> str:
         rows.append((False, cells))
     heading = ("step", *(f"noise level {number}" for number in range(1, levels + 1)), "mean")
     names = run.fact("held_out") or ()
-    told = f"<p class='soft'>Kept out of training: {escape(', '.join(map(str, names)))}.</p>" if names else ""
-    return told + _table(heading, rows)
+    told = f"Kept out of training: {escape(', '.join(map(str, names)))}. " if names else ""
+    # Else the percentages above seem to contradict the means below.
+    told += "Noise level 1 is the lowest. In “better than the base” each level counts the same, however large its loss."
+    return f"<p class='soft'>{told}</p>" + _table(heading, rows)
 
 
 def _pictures(findings: Findings) -> str:
@@ -236,8 +238,8 @@ def _flat(settings: Mapping[str, object], above: str = "") -> Iterator[tuple[str
 
 def _again(findings: Findings) -> str:
     told = (
-        "<p>Drop a preview picture of this run or the graph below on ComfyUI's canvas: the graph comes back as it was "
-        "queued. Every LoRA file of this run holds it too, with all settings.</p>"
+        "<p>Drop a preview picture of this run on ComfyUI's canvas: the graph comes back as it was queued. Every LoRA "
+        "file of this run holds it too, with all settings; the graph below does the same, saved as a .json file.</p>"
     )
     if not findings.workflow:
         return ""

@@ -215,7 +215,7 @@ def test_promise_5_an_error_in_the_middle_keeps_the_steps_before_it(trainer):
     with pytest.raises(RuntimeError), queueing.at_forward(trainer.model, 4, fail):
         trainer.queue(save_every=100)
     assert trainer.lora(3).is_file()
-    assert "Trained 1 steps, up to step 4." in trainer.queue(save_every=100)["report"]
+    assert "Trained 1 step, up to step 4." in trainer.queue(save_every=100)["report"]
 
 
 @every_kind
@@ -309,6 +309,7 @@ def test_promise_6_another_training_gets_a_folder_of_its_own_and_touches_nothing
     outputs = trainer.queue(**change(trainer), steps=2)
     assert outputs["lora_name"] == "star_v2/star_v2_000002.safetensors"
     assert "LoRA 'star_v2'" in outputs["report"] and "Trained 2 steps" in outputs["report"]
+    assert "'star' was trained with other values (" in outputs["report"]
     assert before.items() <= trainer.files().items()
 
 
@@ -328,7 +329,7 @@ def test_promise_6_start_over_trains_anew_beside_it_and_continue_goes_on_with_th
     trainer.queue()
     first = trainer.files()
     cancelled(trainer, 4, resume="start over")
-    assert "LoRA 'star_v2'" in (report := trainer.queue()["report"]) and "Trained 1 steps, up to step 4." in report
+    assert "LoRA 'star_v2'" in (report := trainer.queue()["report"]) and "Trained 1 step, up to step 4." in report
     assert first.items() <= trainer.files().items()
     assert queueing.sha256(trainer.lora(4, "star_v2")) != queueing.sha256(trainer.lora(2))
 
@@ -461,6 +462,8 @@ def test_held_out_pictures_are_measured_and_not_trained_on(trainer):
     assert "Pictures: 3 trained, 1 held out." in outputs["report"]
     record = json.loads((trainer.runs / "star" / "record.json").read_text(encoding="utf-8"))
     assert record["held_out"] == [held_out.held_out[0].path.name] and record["settings"].startswith("4 steps")
+    (said,) = [line for line in outputs["report"].splitlines() if " kept out of training" in line]
+    assert said in (trainer.runs / "star" / "report.html").read_text("utf-8")
     red = np.asarray(to_picture(outputs["loss_chart"][0]))[50:]
     assert ((red == (0xC2, 0x41, 0x0C)).all(-1)).sum() > 100
     trained_on_all = trainer.queue()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..training.embeddings import bundled_words, embedding_names, embedding_path
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..training.embeddings import bundled_words, embedding_names, embedding_path, unbundled
 from ..training.lora_content import content_of
 from ..training.run import Checkpoint, safe_name
 from ..training.whole_file import WRITING
@@ -52,7 +57,7 @@ def kept_as(checkpoint: Checkpoint, name: str) -> Path | None:
 
 
 def delete(names: Sequence[str], total: int) -> None:
-    """Delete LoRA files of the loras folders and their covers.
+    """Delete LoRA files of the loras folders, their covers, and the embeddings of their new words.
 
     ValueError, before any is touched, for a name that leaves these folders and where the files' sizes do not add up to
     `total` bytes; afterwards for a file that the system does not let go.
@@ -64,15 +69,17 @@ def delete(names: Sequence[str], total: int) -> None:
             f"These files have {found:,} bytes now and not the {total:,} that were shown, so nothing was deleted: look "
             "at the list again."
         )
-    for path in paths:
+    for name, path in zip(names, paths, strict=True):
+        words = _words_of(path, name)
         try:
             path.unlink()
         except OSError as error:
             raise ValueError(
                 f"'{path.name}' cannot be deleted ({error}): close what uses it, then try again."
             ) from error
-        with suppress(OSError):
-            cover_of(path).unlink()
+        for beside in (cover_of(path), *words):
+            with suppress(OSError):
+                beside.unlink()
 
 
 def cover_of(lora: Path) -> Path:
@@ -119,6 +126,28 @@ def _copy(source: Path, target: Path) -> bool:
         with suppress(OSError):
             os.unlink(temporary)
     return True
+
+
+def _words_of(lora: Path, name: str) -> list[Path]:
+    """The embeddings beside a LoRA file that hold the rows it holds: a file of the user's own is none of them."""
+    words = bundled_words(content_of(lora).names)
+    names = embedding_names(words, name)
+    there = {word: embedding_path(folders.embeddings_folder(), names[word]) for word in words}
+    there = {word: path for word, path in there.items() if path.is_file()}
+    rows = unbundled(_tensors(lora)) if there else {}
+    return [path for word, path in there.items() if word in rows and _equal(_tensors(path), rows[word])]
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; none of one that cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
 
 
 def _copy_words(source: Path, lora_name: str, kept_name: str) -> None:

@@ -13,6 +13,7 @@ whatever the encoder's table, so that one learning rate suits them all.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,12 +64,21 @@ def worded(text: str, names: Mapping[str, str]) -> str:
 def embedding_names(triggers: Iterable[str], lora_name: str) -> dict[str, str]:
     """Trigger word -> the name of its embedding beside the LoRA file `lora_name`, folders included, without suffix.
 
-    A prompt ends a name at white space and may read brackets in it as weights, so neither is in it.
+    A prompt ends a name at white space and may read brackets in it as weights, so neither is in it. Words that are the
+    same without these are numbered, in whatever order they come.
     """
     triggers = list(triggers)
     parts = lora_name.replace("\\", "/").rpartition(".")
     place = "/".join(_spoken(part) for part in (parts[0] or parts[2]).split("/"))
-    return {trigger: place if len(triggers) == 1 else f"{place}_{_spoken(trigger)}" for trigger in triggers}
+    if len(triggers) == 1:
+        return {triggers[0]: place}
+    names, taken = {}, Counter()
+    for trigger in sorted(triggers):
+        word = _spoken(trigger)
+        taken[word.casefold()] += 1
+        number = taken[word.casefold()]
+        names[trigger] = f"{place}_{word}" + (f"-{number}" if number > 1 else "")
+    return {trigger: names[trigger] for trigger in triggers}
 
 
 def embedding_path(folder: Path, name: str) -> Path:
@@ -120,8 +130,9 @@ def trained_form(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def rows_of(trained: Tensor, lengths: Tensor) -> Tensor:
     """The rows e (n, D) that v stands for. In double precision, so that every device rounds to the same row."""
-    v = trained.double()
-    return (v * (lengths.to(v) / torch.linalg.vector_norm(v, dim=1, keepdim=True))).float()
+    # Apple's and Intel's GPUs have no float64.
+    v = (trained if trained.device.type == "cuda" else trained.cpu()).double()
+    return (v * (lengths.to(v) / torch.linalg.vector_norm(v, dim=1, keepdim=True))).float().to(trained.device)
 
 
 def _whole(words: Iterable[str]) -> re.Pattern[str]:

@@ -154,6 +154,25 @@ def test_deleting_takes_the_files_and_their_covers_and_nothing_else(folder):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("rows", "stays"), [(1.0, False), (2.0, True)])
+def test_deleting_takes_the_embeddings_of_new_words_but_no_embedding_that_says_something_else(
+    folder, tmp_path, rows, stays
+):
+    entry = lora(folder, 2, **{f"{BUNDLED}zork.clip_l": torch.ones(2, 4)})
+    word = tmp_path / "words" / "star" / "star_000002.safetensors"
+    word.parent.mkdir(parents=True)
+    save_file({"clip_l": torch.full((2, 4), rows)}, word)
+    delete([entry.lora_name], Path(entry.path).stat().st_size)
+    assert not Path(entry.path).exists() and word.exists() == stays
+
+
+def test_a_broken_file_can_be_deleted(folder):
+    entry = lora(folder, 2)
+    Path(entry.path).write_bytes(b"broken")
+    delete([entry.lora_name], 6)
+    assert not Path(entry.path).exists()
+
+
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_files_of_another_size_than_shown_stay(folder, difference):
     entries = [lora(folder, step) for step in (2, 4)]

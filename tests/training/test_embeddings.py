@@ -56,6 +56,13 @@ def test_an_embedding_is_called_like_its_lora_without_what_ends_a_name_in_a_prom
     assert all(not set(name) & set(" ()[]<>:") for name in names)
 
 
+@pytest.mark.parametrize("triggers", [["zork!", "zork?", "Zork", "moon"], ["moon", "Zork", "zork?", "zork!"]])
+def test_words_that_differ_in_symbols_or_case_alone_have_files_of_their_own(triggers):
+    """Also where a disk does not tell case apart, and in whatever order a file or a dataset says the words."""
+    names = embedding_names(triggers, "star.safetensors")
+    assert names == {"Zork": "star_Zork", "zork!": "star_zork-2", "zork?": "star_zork-3", "moon": "star_moon"}
+
+
 def test_an_embedding_lies_in_the_folder_that_its_name_says(tmp_path):
     assert embedding_path(tmp_path, "run/a_1") == tmp_path / "run" / "a_1.safetensors"
 

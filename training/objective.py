@@ -36,6 +36,8 @@ class Question:
     noisy: Tensor
     sigma: Tensor
     wanted: Tensor
+    counts: Tensor
+    """What the noise level of each example counts (B,)."""
     kept: Tensor | None = None
     """What the network without adapters answers to the class words, 0 for examples that have none; None when it is not
     asked."""
@@ -54,8 +56,8 @@ class Question:
         """The question about the examples at some places only."""
         chosen = list(places)
         kept = None if self.kept is None else self.kept[chosen]
-        batch = self.batch.at(chosen)
-        return Question(batch, self.noisy[chosen], self.sigma[chosen], self.wanted[chosen], kept)
+        own = (tensor[chosen] for tensor in (self.noisy, self.sigma, self.wanted, self.counts))
+        return Question(self.batch.at(chosen), *own, kept)
 
 
 class Objective:
@@ -76,9 +78,12 @@ class Objective:
         shown = noise
         if config.input_perturbation:
             shown = noise + config.input_perturbation * noise_like(noise, seed, "input perturbation", number)
-        latents, sigma, noise, shown = (x.to(denoiser.device) for x in (batch.latents, sigma, noise, shown))
+        # Before anything is on the device: Apple's and Intel's GPUs have no float64.
+        counts = level_weights(config, denoiser.prediction, sigma)
+        drawn = batch.latents, sigma, noise, shown, counts
+        latents, sigma, noise, shown, counts = (x.to(denoiser.device) for x in drawn)
         noisy = mix(denoiser.prediction, latents, shown, sigma)
-        question = Question(batch, noisy, sigma, target(denoiser.prediction, latents, noise, sigma))
+        question = Question(batch, noisy, sigma, target(denoiser.prediction, latents, noise, sigma), counts)
         if not config.preservation:
             return question
         return replace(question, kept=_kept(denoiser, question))
@@ -89,10 +94,11 @@ class Objective:
         Inside `denoiser.adapted()`. The class words are asked about when the second term is: whoever goes backward
         from the first before that never holds the memory of both answers.
         """
-        batch, levels = question.batch, level_weights(self.config, denoiser.prediction, question.sigma)
+        batch, levels = question.batch, question.counts
+        # Whatever comes from main memory waits for the device, so it comes before the network has to do.
         pictures = batch.weights.to(levels)
+        masks = None if batch.masks is None else batch.masks.to(levels.device)
         answer = denoiser(question.noisy, question.sigma, denoiser.text_of(batch), batch.size)
-        masks = None if batch.masks is None else batch.masks.to(answer.device)
         yield self._errors(denoiser, answer, question.wanted, question.sigma, masks) * pictures * levels
         del answer
         if question.kept is not None and _preserved(batch):

@@ -56,7 +56,9 @@ def _squared_norm(model, clip, target: object, patch: object) -> float:
     if isinstance(patch, LoRAAdapter) and magnitude_of(patch) is None and patch.weights[3] is None:
         return _squared_norm_of_product(*patch.weights[:3])
     key, place = place_of(target)
-    return change_of(holder(key, model, clip), key, [(patch, place)]).double().square().sum().item()
+    change = change_of(holder(key, model, clip), key, [(patch, place)])
+    # Added up on the CPU: Apple's and Intel's GPUs have no float64.
+    return (change.flatten(1) if change.ndim > 1 else change).square().sum(-1).cpu().double().sum().item()
 
 
 def _squared_norm_of_product(up: Tensor, down: Tensor, alpha: float | None) -> float:

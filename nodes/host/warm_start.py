@@ -120,7 +120,8 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
             total = total.plus(other)
         return start_low_rank(adapter, total)
     change = change_of(patcher, key, patches).flatten(1)
-    total, whole = factors_of(change, len(adapter.down))
+    # Apple's and Intel's GPUs have no float64.
+    total, whole = factors_of(change if change.device.type == "cuda" else change.cpu(), len(adapter.down))
     kept, _ = start_low_rank(adapter, Factors(total.up.cpu(), total.down.cpu()))
     return kept, whole
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Batches, Denoiser
 
 from lora_workbench.training.config import ObjectiveConfig
@@ -312,3 +313,36 @@ def test_a_batch_in_parts_gives_the_losses_of_the_whole(prediction, parts):
     whole = losses(config, told(batch_of()), denoiser)
     in_parts = losses(config, told(batch_of()), denoiser, parts=parts)
     torch.testing.assert_close(in_parts, whole, rtol=1e-6, atol=1e-7)
+
+
+# On a device
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses float64 on the meta device, as Apple's and Intel's GPUs do on theirs."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64:
+                raise TypeError(f"{function} made float64 on the device")
+        return result
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
+@pytest.mark.parametrize("config", [ObjectiveConfig(preservation=1.0), EVERYTHING], ids=["plain", "everything"])
+def test_a_device_without_float64_can_be_trained_on(prediction, config):
+    class Elsewhere(Denoiser):
+        device = torch.device("meta")
+
+        def __call__(self, noisy, sigma, text, size):
+            assert noisy.device == sigma.device == self.device
+            return noisy.clone().requires_grad_(torch.is_grad_enabled())
+
+    config = replace(config, min_snr_gamma=0, debiased=False) if prediction == "flow" else config
+    denoiser, objective = Elsewhere(prediction), Objective(config, 1)
+    with WithoutFloat64():
+        question = objective.question(denoiser, told(batch_of()), 3)
+        found = [term for part in question.parts(2) for term in objective.terms(denoiser, part)]
+        sum(term.sum() for term in found).backward()
+    assert all(term.is_meta for term in found)

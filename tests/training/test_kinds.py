@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Block, BlockInPlace, Network, equal, part
 
 from lora_workbench.training.attach import Attachment
@@ -442,6 +443,30 @@ def test_dropout_leaves_out_its_share_and_makes_up_for_it_and_each_layer_has_its
 
 
 # Norms
+
+
+class Waits(TorchDispatchMode):
+    """Notes what makes a GPU come to rest: a number, or the check of a solution, that the CPU asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten._linalg_check_errors):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@every_kind
+@every_layer
+def test_no_layer_waits_for_the_device(kind, name):
+    """There are hundreds a step."""
+    layer = frozen_layer(name)
+    _, _, attachment = adapted(layer, kind=kind)
+    with attachment.attached(), Waits() as waits:
+        layer(question(layer)).square().sum().backward()
+    assert waits.found == []
 
 
 @every_kind

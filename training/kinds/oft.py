@@ -67,13 +67,14 @@ def turning(blocks: Tensor, limit: float) -> Tensor:
     """R - I = 2 Q (I - Q)^-1, block by block."""
     q = _limited(blocks, limit)
     identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-    return torch.linalg.solve(identity - q, 2 * q, left=False)
+    # I - Q can always be inverted; to check that, the plain `solve` waits for the device, layer by layer.
+    return torch.linalg.solve_ex(identity - q, 2 * q, left=False).result
 
 
 def _limited(blocks: Tensor, limit: float) -> Tensor:
     q = blocks - blocks.transpose(1, 2)
     norm = q.norm() + 1e-8
-    return q * (limit / norm) if limit and norm > limit else q
+    return q * (limit / norm).clamp(max=1) if limit else q
 
 
 class _WithoutBias:

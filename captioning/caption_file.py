@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
 ENDINGS = (".txt", ".TXT", ".caption")
 """A caption file that is there keeps its name; the first ending is that of new ones."""
+TRIES, PAUSE = 20, 0.05
+"""How often a file is replaced that somebody reads at this moment, which Windows refuses, and seconds between tries."""
 
 
 def caption_path(image: Path) -> Path:
@@ -59,10 +62,19 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        _put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    for _ in range(TRIES - 1):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(PAUSE)
+    os.replace(temporary, path)
 
 
 def hash_of(caption: str) -> str:

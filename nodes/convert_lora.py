@@ -22,7 +22,7 @@ from .lora_outputs import (
     write_lora,
 )
 from .lora_rows import NONE
-from .lora_sources import chosen, lora_inputs, size_of, state_of
+from .lora_sources import chosen, lora_inputs, lora_problem, size_of, state_of
 from .sockets import CATEGORY
 
 FORMS = (KOHYA, DIFFUSERS, COMFYUI)
@@ -61,9 +61,10 @@ class LoraWorkbenchConvertLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name=None) -> bool | str:
-        """A name that no file can have is an error before anything runs."""
-        return name_problem(name)
+    def validate_inputs(cls, lora=NONE, name=None) -> bool | str:
+        """A LoRA that is gone, or a name that no file can have, is an error before anything runs."""
+        problem = lora_problem(lora)
+        return name_problem(name) if problem is True else problem
 
     @classmethod
     def fingerprint_inputs(cls, lora=NONE, lora_name=None, **_) -> list:

@@ -13,8 +13,8 @@ from ..lora_files.opening import open_lora
 from ..training.whole_file import write_atomically
 from .host import folders
 from .host.reproduction import workflow_of
-from .lora_rows import is_none
-from .lora_sources import lora_inputs, state_of
+from .lora_rows import NONE, is_none
+from .lora_sources import lora_inputs, lora_problem, state_of
 from .pictures import to_image
 from .sockets import CATEGORY
 
@@ -45,6 +45,11 @@ class LoraWorkbenchInspectLora(io.ComfyNode):
                 io.String.Output("workflow", tooltip="The path of the workflow that was written, or nothing."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, lora=NONE) -> bool | str:
+        """A LoRA that is gone is an error before anything runs."""
+        return lora_problem(lora)
 
     @classmethod
     def fingerprint_inputs(cls, lora, lora_name=None, **_) -> list:

@@ -36,6 +36,17 @@ def source(name: str) -> LoraFile:
     return file
 
 
+def lora_problem(lora: str | None) -> bool | str:
+    """What `validate_inputs` answers about a LoRA: True, also written as on another system, or why there is none.
+
+    None comes from a wire.
+    """
+    try:
+        return lora is None or is_none(lora) or bool(folders.lora_path(lora))
+    except ValueError as error:
+        return str(error)
+
+
 def chosen(lora: str, lora_name: str | None) -> LoraFile:
     """The LoRA that a node was given by a wire, else the one that its widget names; ValueError without either."""
     name = lora_name if lora_name and lora_name.strip() else lora

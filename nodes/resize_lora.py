@@ -20,7 +20,17 @@ from .lora_outputs import (
     times_lost,
     write_lora,
 )
-from .lora_sources import chosen, lora_inputs, percent, precision_of, ranks_in_words, size_of, state_of
+from .lora_rows import NONE
+from .lora_sources import (
+    chosen,
+    lora_inputs,
+    lora_problem,
+    percent,
+    precision_of,
+    ranks_in_words,
+    size_of,
+    state_of,
+)
 from .sockets import CATEGORY
 
 RANK, ENERGY, RATIO = WAYS = ("rank", "energy", "ratio")
@@ -72,9 +82,10 @@ class LoraWorkbenchResizeLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name=None) -> bool | str:
-        """A name that no file can have is an error before anything runs."""
-        return name_problem(name)
+    def validate_inputs(cls, lora=NONE, name=None) -> bool | str:
+        """A LoRA that is gone, or a name that no file can have, is an error before anything runs."""
+        problem = lora_problem(lora)
+        return name_problem(name) if problem is True else problem
 
     @classmethod
     def fingerprint_inputs(cls, lora, lora_name=None, **_) -> list:

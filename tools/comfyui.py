@@ -37,5 +37,5 @@ def is_comfyui(folder: Path) -> bool:
 def version(folder: Path) -> str:
     """The version ComfyUI states for itself, or "unknown"."""
     stated = folder / "comfyui_version.py"
-    found = re.search(r'__version__ = "(.+?)"', stated.read_text()) if stated.is_file() else None
+    found = re.search(r'__version__ = "(.+?)"', stated.read_text(encoding="utf-8")) if stated.is_file() else None
     return found[1] if found else "unknown"

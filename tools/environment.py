@@ -140,7 +140,7 @@ def run(command: Sequence[str], log: Path, **variables: str) -> bool:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             env={**os.environ, "PYTHONUTF8": "1", **variables},
         )

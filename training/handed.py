@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from .whole_file import patiently
+
 # The time of every file as it was written, so that those edited later can be told: 2000-01-01, UTC.
 WRITTEN_AT = 946_684_800
 WRITTEN_AT_NS = WRITTEN_AT * 10**9
@@ -86,7 +88,7 @@ def _write_all(place: Path, images: Sequence[Tensor], captions: list[str], masks
             for path in temporary.iterdir():
                 os.utime(path, (WRITTEN_AT, WRITTEN_AT))
             temporary.chmod(0o755)
-            os.replace(temporary, place)
+            patiently(lambda: os.replace(temporary, place))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

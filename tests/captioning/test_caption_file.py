@@ -1,5 +1,8 @@
+import os
+
 import pytest
 
+from lora_workbench.captioning import caption_file
 from lora_workbench.captioning.caption_file import caption_path, read_caption, write_caption
 
 
@@ -39,12 +42,28 @@ def test_an_empty_caption_is_never_written(tmp_path):
     assert not caption_path(tmp_path / "cat.png").exists()
 
 
+def test_a_caption_that_somebody_reads_at_this_moment_is_waited_for(tmp_path, monkeypatch):
+    """Windows lets nobody replace a file that is open."""
+    tries, replace = iter([PermissionError(13, "Access is denied")] * 2), os.replace
+
+    def shared(source, target):
+        if refused := next(tries, None):
+            raise refused
+        replace(source, target)
+
+    monkeypatch.setattr(caption_file, "PAUSE", 0.0)
+    monkeypatch.setattr("os.replace", shared)
+    write_caption(tmp_path / "cat.png", "new")
+    assert read_caption(tmp_path / "cat.png") == "new"
+
+
 def test_a_write_that_fails_leaves_the_old_caption(tmp_path, monkeypatch):
     write_caption(tmp_path / "cat.png", "old")
 
     def refuse(source, target):
         raise PermissionError("read-only")
 
+    monkeypatch.setattr(caption_file, "PAUSE", 0.0)
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(PermissionError):
         write_caption(tmp_path / "cat.png", "new")

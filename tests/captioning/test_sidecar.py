@@ -149,6 +149,7 @@ def test_a_write_that_fails_leaves_the_caption_and_whose_it_is(cat, monkeypatch)
             raise PermissionError("read-only")
         replace(source, target)
 
+    monkeypatch.setattr("lora_workbench.captioning.caption_file.PAUSE", 0.0)
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(PermissionError):
         write(cat, "new")

@@ -10,7 +10,7 @@ where each stage passes the events of the one before on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ RECOMPUTED = {
     EVERY_SECOND: (EVERY_SECOND_BLOCK,),
 }
 FITTED = "fitted"
+OVERRUN = 1.1
+"""How many times the limit of time a training may take that is slower than measured."""
 _GIB = 1024**3
 
 
@@ -109,10 +111,10 @@ class Training:
             planned=config.steps,
             held_out=[example.path.name for example in job.dataset.held_out],
         )
-        started = time.perf_counter()
         if self._held_out and job.run.base_validation is None:
+            started = time.perf_counter()
             job.run.note_validation(0, self._validation())
-        self._seconds_beside = time.perf_counter() - started
+            job.run.note(seconds_per_validation=time.perf_counter() - started)
         self._progress.live.opened(job.run, config.steps)
 
     def fit(self, previews: Previews) -> None:
@@ -121,9 +123,14 @@ class Training:
         key = _key(minutes, plan)
         if not minutes or self.job.was_fitted:
             return
+        if previews.seconds:
+            run.note(seconds_per_preview=previews.seconds)
         # A step is its passes over the batches; the optimizer takes next to nothing beside them.
-        step = self._measured.seconds * self.job.plan.train.accumulation
-        chosen = fitted(plan, minutes, step, self._seconds_beside + previews.seconds, done=run.step)
+        step = self._measured.seconds * plan.train.accumulation
+        # What was done in an earlier queueing, such as the untrained model's previews, was measured then.
+        validation, preview = (run.fact(f"seconds_per_{what}", 0.0) for what in ("validation", "preview"))
+        save = validation * (2 if plan.train.ema else 1) + preview * plan.save_every / plan.preview_every
+        chosen = fitted(plan, minutes, step, save, seconds_per_validation=validation, done=run.step)
         numbers = {
             "steps": chosen.train.steps,
             "warmup": chosen.train.warmup,
@@ -160,6 +167,8 @@ class Training:
             note=self._note,
             went_back=went_back,
         )
+        if job.request.stop_after:
+            events = in_time(events, job.request.stop_after, plan.train.steps, self._clock, self._note)
         events = watched(events, self._progress, plan.train.steps, self._asked)
         events = recorded(
             events,
@@ -168,7 +177,7 @@ class Training:
             save_every=plan.save_every,
             last_step=plan.train.steps,
             asked=lambda: self._asked.take("save"),
-            clock=lambda: time.perf_counter() - self._asked.waited,
+            clock=self._clock,
         )
         if not self._held_out:
             return events
@@ -183,6 +192,10 @@ class Training:
             ready=lambda: self._ready,
             told=lambda step, values: live.validation(step, mean_of(values)),
         )
+
+    def _clock(self) -> float:
+        """Seconds, without those of pauses."""
+        return time.perf_counter() - self._asked.waited
 
     def _begin(self, resume: Snapshot, slowdown: float) -> Iterator[Step]:
         self.job.denoiser.prepare(self._adapters, self._memory, self._measured.needs)
@@ -235,6 +248,24 @@ class Training:
         self._progress.live.plan(
             f"{self.job.plan}\nMemory: {memory}. About {seconds:.2g} s a step, {seconds * left / 60:.0f} minutes."
         )
+
+
+def in_time(
+    steps: Iterator[Step], minutes: float, last: int, clock: Callable[[], float], note: Callable[[str], None]
+) -> Iterator[Step]:
+    """Pass steps on until `minutes` and a tenth of them are over; then end with a `note`, where it is not the `last`.
+
+    What is done between two steps counts as well. A machine that became slower is the reason.
+    """
+    started = clock()
+    for step in steps:
+        yield step
+        if step.number < last and clock() - started > 60 * minutes * OVERRUN:
+            note(
+                f"The {minutes:g} minutes of stop_after were over at step {step.number} of {last}: steps took longer "
+                "than when the training began. Queue again to go on."
+            )
+            return
 
 
 def as_fitted(plan: Plan, run: TrainingRun, minutes: float) -> Plan | None:

@@ -295,11 +295,20 @@ def _note_on_regularization(steps: int, pictures: int, regularization: int) -> l
     ]
 
 
-def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save: float, *, done: int = 0) -> Plan:
+def fitted(
+    plan: Plan,
+    minutes: float,
+    seconds_per_step: float,
+    seconds_per_save: float,
+    *,
+    seconds_per_validation: float = 0.0,
+    done: int = 0,
+) -> Plan:
     """The plan cut to the steps that fit into `minutes`, its warm-up and intervals in proportion; never longer.
 
     Steps that are `done` already take no time. Checkpoints, with their previews and validation, get a quarter of the
-    time at most. ValueError when `minutes` is too short for one step and one checkpoint.
+    time at most, and so do validations between them. ValueError when `minutes` is too short for one step and one
+    checkpoint.
     """
     seconds, whole = 60 * minutes, plan.train.steps - done
     if seconds_per_step + seconds_per_save > seconds:
@@ -308,11 +317,15 @@ def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save
             f"{(seconds_per_step + seconds_per_save) / 60:.1f} minutes: allow more time."
         )
     saves = -(-whole // plan.save_every)
-    if whole * seconds_per_step + saves * seconds_per_save <= seconds:
+    between = whole // plan.validate_every if plan.validate_every != plan.save_every else 0
+    beside = saves * seconds_per_save + between * seconds_per_validation
+    if whole * seconds_per_step + beside <= seconds:
         return plan
     saves = max(1, min(saves, int(seconds / 4 // max(seconds_per_save, 1e-9))))
-    steps = max(1, int((seconds - saves * seconds_per_save) / seconds_per_step))
-    steps = min(whole, steps)
+    between = min(between, int(seconds / 4 // max(seconds_per_validation, 1e-9)))
+    left = seconds - saves * seconds_per_save
+    between = between if left - between * seconds_per_validation >= seconds_per_step else 0
+    steps = min(whole, max(1, int((left - between * seconds_per_validation) / seconds_per_step)))
     every = -(-steps // saves)
     ratio = (done + steps) / plan.train.steps
     return replace(
@@ -320,7 +333,7 @@ def fitted(plan: Plan, minutes: float, seconds_per_step: float, seconds_per_save
         train=replace(plan.train, steps=done + steps, warmup=_in_proportion(plan.train.warmup, ratio)),
         save_every=every,
         preview_every=every * max(1, round(plan.preview_every / plan.save_every)),
-        validate_every=max(1, round(plan.validate_every * ratio)),
+        validate_every=-(-steps // between) if between else every,
         notes=(*plan.notes, f"{steps} of {whole} steps fit into {minutes:g} minutes."),
     )
 

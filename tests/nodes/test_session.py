@@ -1,5 +1,6 @@
 """What goes around the loop of a training, through the Trainer node: limits of time, averages, requests, trouble."""
 
+import json
 from dataclasses import replace
 
 import comfy.model_management as mm
@@ -89,6 +90,30 @@ def test_a_limit_too_short_for_one_step_is_said_before_training(trainer, monkeyp
     as_slow_as(600.0, monkeypatch)
     with pytest.raises(ValueError, match=r"stop_after is 1 minutes, but one step and one checkpoint take"):
         trainer.queue(stop_after=1.0)
+
+
+def test_an_earlier_queueings_previews_and_validation_count_in_a_later_limit(trainer, monkeypatch):
+    dataset = trainer.dataset(hold_out=1)
+    trainer.queue(steps=4, dataset=dataset)
+    record = trainer.runs / "star" / "record.json"
+    facts = json.loads(record.read_text("utf-8"))
+    assert 0 < facts["seconds_per_validation"] < 60
+    facts |= {"seconds_per_validation": 200.0, "seconds_per_preview": 100.0}
+    record.write_text(json.dumps(facts), "utf-8")
+    as_slow_as(60.0, monkeypatch)
+    with pytest.raises(ValueError, match="one step and one checkpoint take 6.0 minutes"):
+        trainer.queue(steps=1000, dataset=dataset, stop_after=5.9)
+    limited = trainer.queue(steps=1000, dataset=dataset, save_every=500, stop_after=8.5)
+    assert "3 of 996 steps fit into 8.5 minutes." in limited["report"]
+
+
+def test_a_machine_that_becomes_slower_ends_in_time_and_goes_on_when_queued_again(trainer, monkeypatch):
+    as_slow_as(0.0, monkeypatch)
+    monkeypatch.setattr(session, "OVERRUN", 0.0)
+    outputs = trainer.queue(steps=4, stop_after=1.0)
+    assert steps_of(outputs) == [1] and "The 1 minutes of stop_after were over at step 1 of 4: " in outputs["report"]
+    monkeypatch.setattr(session, "OVERRUN", 1.1)
+    assert steps_of(trainer.queue(steps=4, stop_after=1.0)) == [1, 2, 4]
 
 
 # Beginning with another LoRA

@@ -256,6 +256,22 @@ def test_a_time_box_is_filled_and_never_overrun(minutes, step, save):
     assert made.train.steps <= whole.train.steps
 
 
+@pytest.mark.parametrize("minutes", [1.0, 3.0, 20.0, 90.0])
+@pytest.mark.parametrize("every", [0, 7, 150, 800])
+@pytest.mark.parametrize("validation", [0.3, 5.0, 70.0])
+def test_a_time_box_counts_the_validations_between_checkpoints(minutes, every, validation):
+    whole = planned(settings=ExpertSettings(validate_every=every))
+    save = 2.0 + validation
+    if save + 0.5 > 60 * minutes:
+        pytest.skip("covered by the test of the sentence")
+    made = fitted(whole, minutes, 0.5, save, seconds_per_validation=validation)
+    steps = range(1, made.train.steps + 1)
+    saved = {step for step in steps if step % made.save_every == 0 or step == made.train.steps}
+    asked = {step for step in steps if step % made.validate_every == 0} - saved
+    assert len(steps) * 0.5 + len(saved) * save + len(asked) * validation <= 60 * minutes
+    assert every or made.validate_every == made.save_every
+
+
 def test_a_time_box_fits_schedule_and_intervals_in_proportion():
     settings = ExpertSettings(warmup=100, schedule="cosine", preview_every=400, validate_every=100)
     whole = planned(settings=settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from .identity import effective
+
 WORDS = {
     "vae": "VAE",
     "clip": "text encoders",
@@ -15,7 +17,7 @@ MOST_NAMED = 4
 
 def differences(one: Mapping, other: Mapping) -> list[str]:
     """What differs between two identities, each a thing or a setting by its name."""
-    return list(dict.fromkeys(_names(one, other)))
+    return list(dict.fromkeys(_names(effective(one), effective(other))))
 
 
 def named_beside(title: str, name: str, identity: Mapping, others: Mapping[str, Mapping]) -> str:

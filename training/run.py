@@ -29,6 +29,7 @@ from .dataset import Dataset
 from .description import OURS, read
 from .differences import named_beside
 from .ema import averaged
+from .identity import effective
 from .loop import Snapshot, Step
 from .metrics import Metrics, Point
 from .whole_file import patiently, remove_leftovers, write_atomically
@@ -115,7 +116,7 @@ class TrainingRun:
 
     @classmethod
     def open(cls, runs: Path, loras: Path, name: str, identity: dict, *, start_over: bool = False) -> TrainingRun:
-        """The newest run of this name with this identity, to go on with; else a new one.
+        """The newest run of this name with this identity, `effective` alone, to go on with; else a new one.
 
         What another identity trained under the same name is never overwritten: the new run is called `<name>_v2`,
         `_v3` and so on, and says why. With `start_over` a new one is always made. A run that ended before its first
@@ -129,7 +130,7 @@ class TrainingRun:
                 return same or cls._new(unused or folder, loras, base, identity, others)
             if record is None:
                 continue
-            if record["identity"] == identity and not start_over:
+            if effective(record["identity"]) == effective(identity) and not start_over:
                 same = cls(folder, loras, record)
             elif not has_files and _is_untrained(folder, record):
                 unused = unused or folder

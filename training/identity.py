@@ -1,0 +1,46 @@
+"""What decides the weights of a run, without settings that have no effect under the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .config import L2, LOGIT_NORMAL, OFT, SHIFT
+from .schedule import RESTARTS
+
+
+def effective(identity: Mapping) -> dict:
+    """An identity (nodes/job.py) without what changes nothing: equal ones are the same training.
+
+    Runs on disk keep the whole of it, so that what is left out here can change.
+    """
+    train, lora = identity.get("train", {}), identity.get("lora", {})
+    objective, text = train.get("objective", {}), train.get("text", {})
+    parts = {"objective": _without(objective, _unasked(objective)), "text": _without(text, _untrained(text))}
+    train = _without(train, () if train.get("schedule") == RESTARTS else ("restarts",))
+    lora = _without(lora, ("rank_stabilized",) if lora.get("kind") == OFT else ())
+    return {**identity, "train": {**train, **parts}, "lora": lora}
+
+
+def _unasked(objective: Mapping) -> list[str]:
+    # The class words that are used are part of the dataset's fingerprint, wherever they come from.
+    unused = ["class_words"]
+    if objective.get("loss") == L2:
+        unused += ["huber_c", "huber_schedule"]
+    if objective.get("multires_iterations") == 0:
+        unused += ["multires_discount"]
+    if objective.get("timesteps") != SHIFT:
+        unused += ["timestep_shift"]
+    if objective.get("timesteps") != LOGIT_NORMAL:
+        unused += ["timestep_mean", "timestep_std"]
+    return unused
+
+
+def _untrained(text: Mapping) -> list[str]:
+    return [
+        *(["encoder_stop"] if text.get("encoder_rate") == 0 else []),
+        *(["token_rate"] if text.get("new_tokens") == 0 else []),
+    ]
+
+
+def _without(settings: Mapping, names: list[str] | tuple[str, ...]) -> dict:
+    return {name: value for name, value in settings.items() if name not in names}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,10 +22,18 @@ from ...training.memory import RECOMPUTE, RESIDENT, Choices, MemoryPlan, Needs, 
 if TYPE_CHECKING:
     from .model import LoadedModel
 
+
+class DeviceFull(RuntimeError):
+    """The device is out of memory, and said so by another error than torch's own for that."""
+
+
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (
     # Where torch has no such exception, ComfyUI's name for it is `Exception` itself.
-    (mm.OOM_EXCEPTION,) if mm.OOM_EXCEPTION is not Exception else (MemoryError,)
+    *((mm.OOM_EXCEPTION,) if mm.OOM_EXCEPTION is not Exception else (MemoryError,)),
+    DeviceFull,
 )
+_FULL = re.compile(r"out of memory|STATUS_ALLOC_FAILED|not enough (GPU video )?memory|can't allocate memory", re.I)
+"""What CUDA and its libraries, Apple's and AMD's devices, DirectML and the CPU say when memory runs out."""
 MOST_TRIES = 3
 """How often a plan is changed because a step took less or more than was predicted."""
 _GIB = 1024**3
@@ -55,8 +65,25 @@ def free_bytes(patcher) -> int:
 
 
 def choices_for(patcher, batch: int, recompute: tuple[str, ...] = RECOMPUTE) -> Choices:
-    """The plans that are open: weights stream only to a device that has memory of its own."""
-    return Choices(batch, recompute, RESIDENT if _has_memory_of_its_own(patcher) else (1.0,))
+    """The plans that are open: weights stream only to a device that has memory of its own, and from another."""
+    streams = _has_memory_of_its_own(patcher) and patcher.offload_device != patcher.load_device
+    return Choices(batch, recompute, RESIDENT if streams else (1.0,))
+
+
+@contextmanager
+def telling_out_of_memory() -> Iterator[None]:
+    """Whatever runs out of memory inside does so by an exception of `OUT_OF_MEMORY`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, OUT_OF_MEMORY) or not _is_full(error):
+            raise
+        raise DeviceFull(str(error)) from error
+
+
+def _is_full(error: RuntimeError) -> bool:
+    # ComfyUI's own check also clears what CUDA would say again at its next call; versions before 0.16 have none.
+    return getattr(mm, "is_oom", lambda _: False)(error) or _FULL.search(str(error)) is not None
 
 
 def _has_memory_of_its_own(patcher) -> bool:
@@ -157,17 +184,20 @@ def _measure(
 
 def _peak_of(backward: Callable[[], object], denoiser: LoadedModel, adapters: Adapters, plan: MemoryPlan) -> int:
     """Bytes of this training on the device at the worst moment of a pass, weights, adapters and gradients included."""
-    device, patcher = denoiser.device, denoiser.patcher
+    device = denoiser.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        loaded = [model for model in mm.current_loaded_models if model.device == device]
-        others = sum(model.model_loaded_memory() for model in loaded if not denoiser.is_ours(model.model))
+        loaded = [held for held in mm.current_loaded_models if held.device == device and held.model is not None]
+        others = [held for held in loaded if not denoiser.is_ours(held.model) and not is_dynamic(held.model)]
         torch.cuda.reset_peak_memory_stats(device)
         backward()
         torch.cuda.synchronize(device)
         # Weights that ComfyUI pages in and out do not come from torch's allocator.
-        paged = int(patcher.model_size() * plan.resident) if is_dynamic(patcher) else 0
-        return torch.cuda.max_memory_allocated(device) - others + paged
+        shares = [plan.resident, *[1.0] * len(denoiser.patchers[1:])]
+        own = zip(denoiser.patchers, shares, strict=True)
+        paged = sum(int(model.model_size() * share) for model, share in own if is_dynamic(model))
+        beside = sum(held.model_loaded_memory() for held in others)
+        return torch.cuda.max_memory_allocated(device) - beside + paged
     with LiveBytes() as live:
         backward()
     return live.most + sum(own.loaded_size() for own in denoiser.patchers) + 2 * adapters.values.nbytes

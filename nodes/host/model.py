@@ -18,7 +18,7 @@ from ...training.noise import FLOW
 from .architecture import family_of, is_single_frame, text_widths
 from .conditions import Conditions, conditions_of, groups
 from .identity import identity_of
-from .memory import give_back_memory, is_dynamic
+from .memory import give_back_memory, is_dynamic, telling_out_of_memory
 from .prediction import answering_raw, prediction_of
 from .text_training import TrainedText
 from .weights import CastWeights, trainable_around
@@ -77,7 +77,7 @@ class LoadedModel:
     def load(self) -> None:
         """Have ComfyUI load the MODEL with everything patched onto it, beside the room that the plan asks for."""
         patcher = self.patcher
-        with torch.inference_mode():
+        with telling_out_of_memory(), torch.inference_mode():
             mm.load_models_gpu(self.patchers, memory_required=self._room)
             # Where ComfyUI pages weights in and out by itself, room is all there is to ask for.
             if self._plan.resident < 1 and not is_dynamic(patcher):
@@ -122,6 +122,7 @@ class LoadedModel:
         others = [held for held in mm.current_loaded_models if not self.is_ours(held.model)]
         with torch.inference_mode():
             mm.free_memory(1e30, self.device, keep_loaded=others)
+            mm.reset_cast_buffers()
         give_back_memory()
 
     def is_ours(self, patcher) -> bool:
@@ -134,7 +135,14 @@ class LoadedModel:
         """Autograd on, ComfyUI in training, adapters attached; all undone on any exit."""
         self._ensure_loaded()
         text = nullcontext() if self._text is None else self._text.adapted()
-        with torch.inference_mode(False), torch.enable_grad(), _in_training(), self._attached, text:
+        with (
+            telling_out_of_memory(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _in_training(),
+            self._attached,
+            text,
+        ):
             self._attach()
             self._adapting = True
             try:

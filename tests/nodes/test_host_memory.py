@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import comfy.model_management as mm
 import comfy.ops
@@ -348,6 +349,39 @@ def test_out_of_memory_is_known_by_its_own_name_and_nothing_else_is_taken_for_it
     assert not any(issubclass(kind, OUT_OF_MEMORY) for kind in (ValueError, RuntimeError, KeyboardInterrupt))
 
 
+FULL = (
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "HIP error: out of memory",
+    "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.1 GB, max allowed: 18.1 GB).",
+    "Could not allocate tensor with 67108864 bytes. There is not enough GPU video memory available!",
+    "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 67108864 bytes.",
+)
+
+
+@pytest.mark.parametrize("message", FULL)
+def test_a_full_device_is_known_by_what_it_says_in_a_step_and_while_loading(message, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError(message)
+
+    denoiser, _ = prepared("flux")
+    with pytest.raises(OUT_OF_MEMORY), denoiser.adapted():
+        full()
+    assert not mm.in_training
+    monkeypatch.setattr(mm, "load_models_gpu", full)
+    with pytest.raises(OUT_OF_MEMORY):
+        denoiser.load()
+
+
+def test_another_failure_of_a_step_stays_what_it_is():
+    denoiser, _ = prepared("flux")
+    with pytest.raises(RuntimeError, match="sizes do not fit") as failure, denoiser.adapted():
+        raise RuntimeError("the sizes do not fit")
+    assert not isinstance(failure.value, OUT_OF_MEMORY)
+
+
 # What is free
 
 
@@ -371,6 +405,45 @@ def test_on_a_gpu_what_comfyui_would_unload_counts_as_free(monkeypatch):
     monkeypatch.setattr(mm, "current_loaded_models", [Held(3 * GIB, "cuda:0"), Held(5 * GIB, "cpu")])
     assert free_bytes(patcher) == 5 * GIB - mm.extra_reserved_memory()
     assert choices_for(patcher, 1).resident[-1] == 0.0
+    patcher.offload_device = patcher.load_device  # --highvram and --gpu-only leave nothing to stream from
+    assert choices_for(patcher, 1).resident == (1.0,)
+
+
+class Loaded:
+    """A model as ComfyUI holds it: paged by aimdo, or made of tensors."""
+
+    def __init__(self, size, paged):
+        self.size, self.is_dynamic, self.device, self.model = size, lambda: paged, torch.device("cuda", 0), self
+
+    def is_clone(self, other):
+        return other is self
+
+    def model_loaded_memory(self):
+        return self.size
+
+    def model_size(self):
+        return self.size
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_the_peak_on_a_gpu_is_this_trainings_alone_whoever_holds_the_weights(paged, monkeypatch):
+    """Weights in pages are no part of what torch's allocator counts, neither ours nor other models'."""
+    own, text, tensors, pages = (
+        Loaded(7 * GIB, paged),
+        Loaded(GIB, paged),
+        Loaded(2 * GIB, False),
+        Loaded(3 * GIB, True),
+    )
+    monkeypatch.setattr(mm, "current_loaded_models", [own, text, tensors, pages])
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    weights_in_tensors = 0 if paged else (7 * GIB) // 2 + GIB
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * GIB + 2 * GIB + weights_in_tensors)
+    denoiser = SimpleNamespace(
+        device=own.device, patcher=own, patchers=[own, text], is_ours=lambda model: model in (own, text)
+    )
+    plan = MemoryPlan(resident=0.5)
+    assert memory._peak_of(lambda: None, denoiser, None, plan) == (5 + 3.5 + 1) * GIB
 
 
 @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16, torch.float32], ids=str)
@@ -401,6 +474,17 @@ def test_release_takes_everything_off_the_device_and_prepare_brings_it_back(kind
     adapters.zero_grad()
     passing(denoiser, kind)()
     assert torch.equal(adapters.values.grad, expected)
+
+
+def test_release_also_gives_back_the_buffers_that_weights_streamed_through(monkeypatch):
+    class Stream:
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(mm, "STREAM_CAST_BUFFERS", {Stream(): torch.empty(1024)})
+    denoiser, _ = prepared("flux")
+    denoiser.release()
+    assert not mm.STREAM_CAST_BUFFERS
 
 
 def test_release_leaves_other_models_where_they_are():

@@ -85,12 +85,6 @@ def look_at(path: Path) -> Look:
         return Look(width, height, _is_transparent(image), tuple(_remarks(image, path)))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the upright picture, see `look_at`."""
-    look = look_at(path)
-    return look.width, look.height
-
-
 def fit(image: Image.Image, bucket: tuple[int, int]) -> Image.Image:
     """The picture scaled to cover `bucket` (width, height) and cropped to its centre, see `buckets.crop_box`."""
     return image.resize(bucket, Image.Resampling.LANCZOS, box=crop_box(*image.size, bucket))

@@ -19,7 +19,7 @@ import statistics
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Protocol
 
 from safetensors.torch import load_file
@@ -181,15 +181,17 @@ class TrainingRun:
     def _entries(self, kind: str) -> tuple[Checkpoint, ...]:
         measured = dict(self._record.get("validations", ()))
         entries = (Checkpoint(**entry) for entry in self._record.get(kind, ()))
-        placed = (
-            entry if Path(entry.path).is_file() else replace(entry, path=str(self.loras / entry.lora_name))
-            for entry in entries
-        )
+        placed = (entry if Path(entry.path).is_file() else self._moved(entry) for entry in entries)
         return tuple(
             entry if entry.average else replace(entry, validation=measured.get(entry.step))
             for entry in placed
             if Path(entry.path).is_file()
         )
+
+    def _moved(self, entry: Checkpoint) -> Checkpoint:
+        """The entry where its file lies in the loras folder of today, which another system may have written."""
+        name = Path(*PureWindowsPath(entry.lora_name).parts)  # takes both separators apart
+        return replace(entry, path=str(self.loras / name), lora_name=str(name))
 
     def points(self) -> list[Point]:
         """The metrics of every step that counts: what a stopped run trained past its state is left out."""

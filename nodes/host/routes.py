@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from aiohttp import web
 from server import PromptServer
@@ -11,14 +12,23 @@ from . import controls, folders, live, lora_routes, picker_routes, reproduction,
 from .progress import request_finish
 from .requests import Refusal, answering
 
+FINISH = "/lora_workbench/finish"
 TRAINING = "/lora_workbench/training/{node_id}"
 LONGEST_ID, LONGEST_NAME = 100, 1000
 
 
 def register() -> None:
-    """Add the routes to the running server's, those of the caption review, the Picker and the LoRAs among them."""
+    """Add the routes to the running server's, those of the caption review, the Picker and the LoRAs among them.
+
+    RuntimeError when another copy of the pack has done so: it would get the requests that are meant for this one.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is not None:
+        if any(getattr(route, "path", None) == FINISH for route in server.routes):
+            raise RuntimeError(
+                f"LoRA Workbench is installed twice, so the copy in '{Path(__file__).parents[2]}' is left out: delete "
+                "one of the two folders in custom_nodes, then restart ComfyUI."
+            )
         add_training(server.routes)
         review.register(server.routes)
         picker_routes.register(server.routes)
@@ -35,7 +45,7 @@ def add_training(routes: web.RouteTableDef) -> None:
     file again, in API form, under the name `again`.
     """
     answers = answering("A training can be asked")
-    routes.post("/lora_workbench/finish")(answers(_finish))
+    routes.post(FINISH)(answers(_finish))
     routes.get(TRAINING)(answers(_state))
     routes.post(f"{TRAINING}/{{action}}")(answers(_ask))
     routes.get("/lora_workbench/workflow")(answers(_workflow))

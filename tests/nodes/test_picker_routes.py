@@ -307,3 +307,5 @@ def test_the_routes_are_among_those_that_the_pack_opens(monkeypatch):
     opened = {(route.method, route.path) for route in Server.routes}
     posts = {("POST", f"{picker_routes.ADDRESS}/{action}") for action in ("choose", "keep", "delete", "again")}
     assert {("GET", picker_routes.ADDRESS), *posts} <= opened
+    with pytest.raises(RuntimeError, match="installed twice, so the copy in '.+' is left out: delete one"):
+        routes.register()

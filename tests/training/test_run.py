@@ -266,6 +266,17 @@ def test_checkpoints_are_found_where_the_loras_folder_was_moved(folders, tmp_pat
     assert entry.path == str(moved / "star" / "star_000010.safetensors")
 
 
+def test_checkpoints_are_found_where_another_system_wrote_the_run(folders):
+    record = saved_run(folders, 10).folder / "record.json"
+    values = json.loads(record.read_text("utf-8"))
+    name = "star\\star_000010.safetensors"
+    values["checkpoints"][0] |= {"path": f"C:\\ComfyUI\\models\\loras\\{name}", "lora_name": name}
+    record.write_text(json.dumps(values), encoding="utf-8")
+    (entry,) = open_run(folders).checkpoints()
+    assert entry.path == str(folders[1] / entry.lora_name)
+    assert entry.lora_name == str(Path("star", "star_000010.safetensors"))
+
+
 def test_the_result_holds_the_checkpoints_up_to_the_step_that_was_asked_for(folders):
     run = saved_run(folders, 10, 20, 30)
     run.note_validation(0, [[1.0]])

@@ -16,6 +16,7 @@ from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
 from ..training.embeddings import new_words
 from ..training.lora import Part
+from ..training.plan_notes import notes_on_pictures
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import Checkpoint, TrainingRun
 from ..training.targets import UNET
@@ -147,6 +148,7 @@ def prepared(request: Request) -> Job:
         seed=request.seed,
         regularization=dataset.regularization_a_round,
     )
+    chosen = replace(chosen, notes=(*chosen.notes, *notes_on_pictures(dataset, chosen.train)))
     wanted, text = chosen.train.text, None
     if wanted.encoder_rate or wanted.new_tokens:
         words = new_words(dataset.concepts) if wanted.new_tokens else {}

@@ -47,6 +47,7 @@ from .config import (
 from .config import AUTOMATIC as FROM_PRESET
 from .families import ATTENTION_AND_FEED_FORWARD, Family
 from .optimizer import require
+from .plan_notes import notes_on
 from .schedule import CONSTANT, warmup_steps
 
 AUTOMATIC, ON, OFF, EVERY_SECOND = "automatic", "on", "off", "every second block"
@@ -256,7 +257,7 @@ def plan(
         preview_every=every * max(1, round(settings.preview_every / every)),
         validate_every=settings.validate_every or every,
         average_last=settings.average_last,
-        notes=(*notes_on(lora, train), *_note_on_regularization(train.steps, pictures, regularization)),
+        notes=notes_on(lora, train, derived_rate=not learning_rate),
     )
 
 
@@ -267,32 +268,6 @@ def derived_rate(optimizer: str, per_step: int, kind: str = LORA) -> float:
     one_of("optimizer", optimizer, (*OPTIMIZER_RATES, PRODIGY))
     rate = LEARNING_RATE * OPTIMIZER_RATES[optimizer] * KIND_RATES.get(kind, 1.0) * min(4.0, math.sqrt(per_step))
     return float(f"{rate:.2g}")
-
-
-def notes_on(lora: LoraConfig, train: TrainConfig) -> list[str]:
-    """A sentence for each combination that works but is seldom meant."""
-    notes = []
-    if train.optimizer == PRODIGY and train.learning_rate < 0.1:
-        notes.append(
-            f"Prodigy finds the learning rate itself and multiplies it with yours: {train.learning_rate:g} makes it "
-            "learn next to nothing, 1 is usual."
-        )
-    if train.optimizer != PRODIGY and train.learning_rate > 0.1:
-        notes.append(f"Learning rate {train.learning_rate:g} is for Prodigy; {train.optimizer} takes about 0.0001.")
-    if train.optimizer == SCHEDULE_FREE and train.ema:
-        notes.append("schedule-free averages the weights itself: ema averages its averages.")
-    return notes
-
-
-def _note_on_regularization(steps: int, pictures: int, regularization: int) -> list[str]:
-    """A sentence where most steps teach nothing new."""
-    if regularization <= pictures:
-        return []
-    share = steps * regularization // (pictures + regularization)
-    return [
-        f"{share} of the {steps} steps go to regularization pictures: use fewer of them, or repeat your own pictures "
-        "more often, and it takes less time."
-    ]
 
 
 def fitted(

@@ -49,12 +49,6 @@ def test_regularization_pictures_take_steps_of_their_own():
     assert planned(steps=70, regularization=20).train.steps == 70
 
 
-def test_that_most_steps_go_to_regularization_pictures_is_said():
-    assert planned(regularization=20).notes == ()
-    (note,) = planned(pictures=5, regularization=50).notes
-    assert note.startswith("8000 of the 8800 steps go to regularization pictures: ") and note.endswith(".")
-
-
 def test_what_the_user_says_wins():
     made = planned(steps=123, learning_rate=3e-4, rank=7, save_every=50, seed=9)
     assert (made.train.steps, made.train.learning_rate, made.train.seed) == (123, 3e-4, 9)

@@ -1,0 +1,72 @@
+"""A sentence for what is seldom meant, and none for what is usual."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_workbench.training import optimizer
+from lora_workbench.training.config import LoraConfig, TextConfig, TrainConfig
+from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
+from lora_workbench.training.families import SDXL
+from lora_workbench.training.plan_notes import notes_on, notes_on_pictures
+from lora_workbench.training.presets import ExpertSettings, plan
+
+
+def pictures(*sizes, regularization=0, **changes):
+    own = [Example(Path(f"{n}.png"), "a zork", *size) for n, size in enumerate(sizes)]
+    others = [Example(Path(f"c{n}.png"), "a", 512, 512, role=REGULARIZATION) for n in range(regularization)]
+    return Dataset(Path(), tuple(own + others), resolution=512, **changes)
+
+
+SQUARE, WIDE = (512, 512), (1024, 256)
+
+
+@pytest.mark.parametrize(
+    ("lora", "rate"),
+    [({"alpha": 1.0}, "0.0016"), ({"rank_stabilized": True}, "2.5e-05"), ({"alpha": 4, "kind": "dora"}, "0.0004")],
+    ids=str,
+)
+def test_a_scale_far_from_one_is_said_where_the_rate_is_derived(lora, rate):
+    """A change of scale s at rate r / s moves as far in a step as one of scale 1 at rate r."""
+    settings = ExpertSettings(**lora)
+    (note,) = plan("character", SDXL, 20, settings).notes
+    assert f": {rate} would learn about as fast." in note
+    assert plan("character", SDXL, 20, settings, learning_rate=1e-4).notes == ()
+
+
+@pytest.mark.parametrize(
+    "lora", [{}, {"alpha": 8}, {"kind": "oft", "alpha": 1.0}, {"kind": "lokr", "rank_stabilized": True}], ids=str
+)
+def test_a_usual_scale_or_one_that_alpha_does_not_make_needs_no_note(lora):
+    assert notes_on(LoraConfig(**lora), TrainConfig(), derived_rate=True) == ()
+
+
+def test_prodigy_finds_the_rate_whatever_the_scale(monkeypatch):
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: name)
+    assert plan("character", SDXL, 20, ExpertSettings(optimizer="prodigy", alpha=1.0)).notes == ()
+
+
+def test_a_warm_up_as_long_as_the_training_and_text_encoders_stopped_at_once_are_said():
+    assert notes_on(LoraConfig(), TrainConfig(steps=100, warmup=99)) == ()
+    assert "all 100 steps" in notes_on(LoraConfig(), TrainConfig(steps=100, warmup=100))[0]
+    stopped = TrainConfig(text=TextConfig(encoder_rate=0.5, encoder_stop=0.0))
+    assert "are not trained" in notes_on(LoraConfig(), stopped)[0]
+
+
+def test_that_most_steps_go_to_regularization_pictures_is_said():
+    assert notes_on_pictures(pictures(*[SQUARE] * 5, regularization=5), TrainConfig()) == ()
+    (note,) = notes_on_pictures(pictures(*[SQUARE] * 5, regularization=50), TrainConfig(steps=8800))
+    assert note.startswith("8000 of the 8800 steps go to regularization pictures: ")
+
+
+def test_batches_that_cannot_be_filled_are_said_with_how_often_a_picture_is_seen():
+    config = TrainConfig(steps=100, batch_size=4, accumulation=2)
+    assert notes_on_pictures(pictures(*[SQUARE] * 4), config) == ()
+    (note,) = notes_on_pictures(pictures(SQUARE, SQUARE, WIDE), config)
+    assert "hold 1.5 pictures on average instead of 4" in note and "100 steps show each 100 times" in note
+
+
+def test_steps_that_do_not_show_all_pictures_are_said():
+    assert notes_on_pictures(pictures(*[SQUARE] * 100), TrainConfig(steps=100)) == ()
+    (note,) = notes_on_pictures(pictures(*[SQUARE] * 100), TrainConfig(steps=30))
+    assert note.startswith("30 steps show 30% of the pictures")

@@ -1,0 +1,75 @@
+"""What a user should know about a plan before it is trained: a sentence for what works but is seldom meant."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .config import DORA, LOHA, LORA, PRODIGY, SCHEDULE_FREE, LoraConfig, TrainConfig
+from .dataset import Dataset
+from .schedule import warmup_steps
+
+LEAST_SCALE, MOST_SCALE = 1 / 4, 2.0
+"""Beyond these the learning rate of scale 1 learns next to nothing, or wildly."""
+LEAST_FILL = 0.7
+"""How full batches must be on average so that nothing is said about them."""
+
+
+def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False) -> tuple[str, ...]:
+    """What is odd about the settings themselves; `derived_rate` says that the learning rate is not the user's."""
+    notes, rate, prodigy = [], train.learning_rate, train.optimizer == PRODIGY
+    if prodigy and rate < 0.1:
+        notes.append(
+            f"Prodigy finds the learning rate itself and multiplies it with yours: {rate:g} makes it "
+            "learn next to nothing, 1 is usual."
+        )
+    if not prodigy and rate > 0.1:
+        notes.append(f"Learning rate {rate:g} is for Prodigy; {train.optimizer} takes about 0.0001.")
+    if train.optimizer == SCHEDULE_FREE and train.ema:
+        notes.append("schedule-free averages the weights itself: ema averages its averages.")
+    scale = _scale(lora)
+    if derived_rate and not prodigy and not LEAST_SCALE < scale < MOST_SCALE:
+        notes.append(
+            f"alpha and rank make changes {scale:.3g} times as large, and the learning rate is derived for 1: "
+            f"{rate / scale:.2g} would learn about as fast."
+        )
+    if train.steps <= warmup_steps(train.warmup, train.steps):
+        notes.append(f"The warm-up takes all {train.steps} steps: make it shorter.")
+    if train.text.encoder_rate and not train.text.encoder_stop:
+        notes.append("text_encoder_stop is 0, so the text encoders are not trained.")
+    return tuple(notes)
+
+
+def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
+    """What is odd about the steps and batches for these pictures."""
+    notes, others, own = [], dataset.regularization_a_round, len(dataset.concepts)
+    if others > own:
+        notes.append(
+            f"{train.steps * others // (own + others)} of the {train.steps} steps go to regularization pictures: use "
+            "fewer of them, or repeat your own pictures more often, and it takes less time."
+        )
+    pictures, batches = _epoch(dataset, train.batch_size)
+    seen = train.steps * train.accumulation / batches
+    if pictures / batches < LEAST_FILL * train.batch_size:
+        notes.append(
+            f"Batches hold {pictures / batches:.2g} pictures on average instead of {train.batch_size}, as few have the "
+            f"same size: {train.steps} steps show each {seen:.3g} times."
+        )
+    elif seen < 1:
+        notes.append(f"{train.steps} steps show {seen:.0%} of the pictures: ask for more to show all of them.")
+    return tuple(notes)
+
+
+def _scale(lora: LoraConfig) -> float:
+    """The factor on a layer of the rank itself, for kinds in which alpha is one."""
+    if lora.kind not in (LORA, DORA, LOHA):
+        return 1.0
+    return lora.scale * (lora.rank**0.5 if lora.rank_stabilized else 1.0)
+
+
+def _epoch(dataset: Dataset, batch_size: int) -> tuple[int, int]:
+    """How many pictures and batches an epoch has, as `Batches` makes them."""
+    counts: Counter = Counter()
+    for example in dataset.examples:
+        for size in dataset.sizes_of(example):
+            counts[size] += example.repeats
+    return counts.total(), sum(-(-count // batch_size) for count in counts.values())

@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from unicodedata import normalize
 
 ENDINGS = (".txt", ".TXT", ".caption")
 """A caption file that is there keeps its name; the first ending is that of new ones."""
@@ -13,9 +14,13 @@ TRIES, PAUSE = 20, 0.05
 
 
 def caption_path(image: Path) -> Path:
-    """Where the caption of ``image`` lives; a file that is there keeps its name, even ``cat.TXT``."""
+    """Where the caption of ``image`` lives; a file that is there keeps its name, even ``cat.TXT``.
+
+    An accent in its name may be a character of its own, as a Mac writes it, or a part of the letter.
+    """
     paths = [image.with_suffix(ending) for ending in ENDINGS]
-    return next((path for path in paths if path.is_file()), paths[0])
+    paths += [path.with_name(normalize(form, path.name)) for form in ("NFC", "NFD") for path in paths]
+    return next((path for path in dict.fromkeys(paths) if path.is_file()), paths[0])
 
 
 def read_caption(image: Path) -> str:

@@ -71,7 +71,9 @@ def read_text(path: Path) -> tuple[str, bool]:
 def _beside(picture: Path) -> tuple[list[str], str]:
     """The captions of the first file of the picture's name that says something, and a remark."""
     remark = ""
-    for path in (picture.with_suffix(suffix) for suffix in TEXT_SUFFIXES):
+    # An accent may be a character of its own, as a Mac writes it, or a part of the letter.
+    stems = dict.fromkeys((picture.stem, *(unicodedata.normalize(form, picture.stem) for form in ("NFC", "NFD"))))
+    for path in (picture.with_name(f"{stem}{suffix}") for stem in stems for suffix in TEXT_SUFFIXES):
         if path.is_file():
             said, remark = _read_safely(path)
             if said:

@@ -35,7 +35,7 @@ class Source:
     @property
     def lone_masks(self) -> list[Path]:
         """The masks whose picture is not there."""
-        stems = {path.stem.lower() for path in self.pictures}
+        stems = set(map(masks.key_of, self.pictures))
         return [path for stem, path in sorted(self.masks.items()) if stem not in stems]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -26,8 +27,13 @@ def is_folder(path: Path) -> bool:
 
 
 def by_picture(paths: Iterable[Path]) -> dict[str, Path]:
-    """Mask files under the stem, in lower case, of the picture each belongs to."""
-    return {_stem(path): path for path in paths}
+    """Mask files under the key, see `key_of`, of the picture each belongs to."""
+    return {_picture_of(path): path for path in paths}
+
+
+def key_of(picture: Path) -> str:
+    """What masks are found by: the stem in lower case, with accents in one of the two forms that systems write."""
+    return normalize("NFC", picture.stem.lower())
 
 
 def mask_for(picture: Path, look: Look, files: dict[str, Path], source: str) -> tuple[Path | None, str]:
@@ -37,7 +43,7 @@ def mask_for(picture: Path, look: Look, files: dict[str, Path], source: str) -> 
     """
     if source == OFF:
         return None, ""
-    if path := files.get(picture.stem.lower()):
+    if path := files.get(key_of(picture)):
         trouble = _trouble(path, look)
         return (None, f"trained without its mask {path.name}, {trouble}") if trouble else (path, "")
     if not look.transparent or source != FILES_AND_ALPHA:
@@ -73,6 +79,6 @@ def _trouble(path: Path, look: Look) -> str:
     return "" if mask.getextrema()[1] else "which is black all over"
 
 
-def _stem(path: Path) -> str:
-    stem = path.stem.lower()
+def _picture_of(path: Path) -> str:
+    stem = key_of(path)
     return next((stem.removesuffix(ending) for ending in _ENDINGS if stem.endswith(ending)), stem)

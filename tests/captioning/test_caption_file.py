@@ -1,4 +1,5 @@
 import os
+from unicodedata import normalize
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_an_empty_caption_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="cat.png is empty"):
         write_caption(tmp_path / "cat.png", " \n")
     assert not caption_path(tmp_path / "cat.png").exists()
+
+
+def test_a_caption_beside_a_picture_from_a_mac_stays_the_only_one(tmp_path):
+    (tmp_path / normalize("NFC", "é.txt")).write_text("old")
+    picture = tmp_path / normalize("NFD", "é.png")
+    assert read_caption(picture) == "old"
+    write_caption(picture, "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new\n"]
 
 
 def test_a_caption_that_somebody_reads_at_this_moment_is_waited_for(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from unicodedata import normalize
+
 import pytest
 from pictures import draw
 
@@ -27,6 +29,14 @@ def test_captions_are_kept_verbatim(tmp_path):
 def test_caption_files_with_a_capital_suffix_are_found(tmp_path):
     draw(tmp_path / "1.png").with_suffix(".TXT").write_text("shouted")
     assert scan(tmp_path).examples[0].caption == "shouted"
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_captions_are_found_when_one_of_picture_and_caption_came_from_a_mac(tmp_path, forms):
+    picture, caption = (tmp_path / normalize(form, "é.png") for form in forms)
+    draw(picture)
+    caption.with_suffix(".txt").write_text("a cafe")
+    assert scan(tmp_path).examples[0].caption == "a cafe"
 
 
 def test_a_caption_that_may_not_be_read_becomes_a_note(tmp_path, monkeypatch):

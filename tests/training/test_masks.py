@@ -1,3 +1,5 @@
+from unicodedata import normalize
+
 import numpy as np
 import pytest
 from pictures import draw
@@ -125,3 +127,10 @@ def test_a_transparent_mask_file_is_black_where_it_is_clear(tmp_path):
 def test_without_a_mask_there_is_none_to_open(tmp_path):
     draw(tmp_path / "1.png")
     assert open_mask(only(scan(tmp_path))) is None
+
+
+def test_a_mask_is_found_when_one_of_picture_and_mask_came_from_a_mac(tmp_path):
+    draw(tmp_path / normalize("NFD", "é.png"))
+    mask = half(tmp_path / normalize("NFC", "é_mask.png"))
+    dataset = scan(tmp_path)
+    assert only(dataset).mask == mask and not [note for note in dataset.notes if "no picture of that name" in note]

@@ -98,7 +98,7 @@ def safe_name(name: str) -> str:
     cleaned = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).strip(" ._")
     # A file name holds 255 bytes, and a version and a step are still to be added.
     cleaned = cleaned.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" ._")
-    if not cleaned or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", cleaned.split(".")[0]):
+    if not cleaned or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", cleaned.split(".")[0].strip()):
         raise ValueError(f"name '{name}' cannot be a file name: use letters and digits, for example 'my_lora'.")
     return cleaned
 

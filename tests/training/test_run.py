@@ -82,7 +82,7 @@ def test_a_name_can_never_leave_its_folder_or_break_a_file_system(name, tmp_path
     (tmp_path / cleaned).mkdir()
 
 
-@pytest.mark.parametrize("name", ["", "   ", "..", "/", "con", "NUL", "com1", "Lpt9", "aux.tar", "***"])
+@pytest.mark.parametrize("name", ["", "   ", "..", "/", "con", "NUL", "com1", "Lpt9", "aux.tar", "CON .x", "***"])
 def test_a_name_that_cannot_be_a_file_is_refused_in_one_sentence(name):
     with pytest.raises(ValueError, match="^name '.*' cannot be a file name: .*'my_lora'\\.$"):
         safe_name(name)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..training import spoiling
 from ..training.batches import Batch, Batches, largest, load
 from ..training.cache import Cached, encode
+from ..training.dataset import TRAIN
 from ..training.endurance import enduring
 from ..training.loop import Snapshot, Step, add_gradients, train
 from ..training.lora import Adapters
@@ -88,6 +90,8 @@ class Training:
         self.job, self._held_out, self._asked, self._progress = job, held_out, asked, progress
         self._batches = Batches(examples, job.plan.train.batch_size, job.plan.train.seed)
         self._largest = largest(examples, job.plan.train.batch_size)
+        concepts = [picture for picture in examples if picture.example.role == TRAIN]
+        self._known = [load([picture]) for picture in concepts[: spoiling.PICTURES]]
         text = job.text
         self._ready = True
         self._adapters = Adapters.build(job.parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
@@ -115,6 +119,8 @@ class Training:
             started = time.perf_counter()
             job.run.note_validation(0, self._validation())
             job.run.note(seconds_per_validation=time.perf_counter() - started)
+        if job.run.step == 0 and config.steps >= spoiling.CHECKED_AT[0] and not job.request.start_from:
+            job.run.note(beginning=self._losses_of(self._known))
         self._progress.live.opened(job.run, config.steps)
 
     def fit(self, previews: Previews) -> None:
@@ -159,6 +165,7 @@ class Training:
             self._begin,
             resume,
             before=run.resume_before(resume.step),
+            spoilt=self._spoilt,
             slowdown=run.slowdown,
             out_of_memory=OUT_OF_MEMORY,
             step_down=self._step_down,
@@ -217,7 +224,16 @@ class Training:
         add_gradients(self.job.denoiser, objective, self._adapters, self._largest, 0, share=1.0)
 
     def _validation(self) -> list[list[float]]:
-        return validation_loss(self.job.denoiser, self._held_out, self.job.plan.train.objective.mask_floor)
+        return self._losses_of(self._held_out)
+
+    def _losses_of(self, pictures: list[Batch]) -> list[list[float]]:
+        return validation_loss(self.job.denoiser, pictures, self.job.plan.train.objective.mask_floor)
+
+    def _spoilt(self, step: int) -> str:
+        before = self.job.run.fact("beginning")
+        if before is None or step not in spoiling.CHECKED_AT:
+            return ""
+        return spoiling.spoilt(self._losses_of(self._known), before)
 
     def _step_down(self) -> str | None:
         step = self._choices.stepped_down(self._memory)

@@ -41,6 +41,7 @@ def enduring(
     resume: Snapshot | None,
     *,
     before: Snapshot | None = None,
+    spoilt: Callable[[int], str] = lambda step: "",
     slowdown: float = 1.0,
     out_of_memory: tuple[type[BaseException], ...] = (),
     step_down: Callable[[], str | None] = lambda: None,
@@ -51,8 +52,8 @@ def enduring(
 ) -> Iterator[Step]:
     """The steps of `begin(state, slowdown)`, which is called again from a state whenever something is in the way.
 
-    - Not finite or diverging: back to a good state at half the rate, with `note` and `went_back(step, slowdown)`.
-      FloatingPointError when that has been done three times.
+    - Not finite, diverging, or `spoilt(step)` by a sentence: back to a good state at half the rate, with `note` and
+      `went_back(step, slowdown)`. FloatingPointError when that has been done three times.
     - Out of memory: `step_down()` moves one knob and says which; on from the last step. MemoryError when it says None.
     - `paused()`: training is closed, so that its memory goes; on from the last step when `wait()` returns.
 
@@ -65,7 +66,7 @@ def enduring(
         try:
             with closing(begin(run.newest, run.slowdown)) as steps:
                 for step in steps:
-                    trouble = run.watch.trouble(step)
+                    trouble = run.watch.trouble(step) or spoilt(step.number)
                     if trouble:
                         break
                     yield run.taken(step)

@@ -325,6 +325,21 @@ def test_a_training_that_breaks_goes_back_slows_down_and_says_so(trainer, monkey
     assert "0.005" in points[-1]
 
 
+def test_a_model_that_is_spoilt_within_ten_steps_is_given_back_and_the_reason_said(trainer, monkeypatch):
+    """The pictures are asked about before training and after the tenth step of each of the two tries."""
+    losses, asked = iter((0.1, 0.3, 0.1)), []
+
+    def measured(denoiser, pictures, floor):
+        asked.append([batch.names for batch in pictures])
+        return [[next(losses)] * 4] * len(pictures)
+
+    monkeypatch.setattr(session, "validation_loss", measured)
+    report = trainer.queue(steps=12, save_every=6)["report"]
+    assert "Step 9: The loss on the same pictures and noise is 3.0 times what it was before training" in report
+    assert "Trained 12 steps, up to step 12." in report
+    assert next(losses, None) is None and len(asked[0]) == 2 and asked[0] == asked[1] == asked[2]
+
+
 def test_previews_of_steps_that_were_undone_are_drawn_again(trainer, monkeypatch):
     breaking_at(3, monkeypatch)
     outputs = trainer.queue(preview_prompts="zork")

@@ -278,6 +278,20 @@ def test_a_run_that_was_slowed_down_goes_on_slowly_and_counts_on():
     assert [slowdown for _, slowdown in training.begun] == [0.25, 0.125]
 
 
+def test_a_network_that_is_spoilt_is_given_back_as_it_was_at_half_the_rate():
+    training, asked = Training(steps=12), []
+
+    def spoilt(step):
+        asked.append(step)
+        return "It is spoilt." if asked.count(10) == 1 and step == 10 else ""
+
+    list(training.steps(spoilt=spoilt))
+    assert training.begun == [(0, 1.0), (0, 0.5)] and asked == [*range(1, 11), *range(1, 13)]
+    assert training.notes == [
+        "Step 9: It is spoilt. Training went back to step 0 and goes on at 0.5 times the learning rate."
+    ]
+
+
 def test_a_run_that_goes_on_from_a_spoilt_state_goes_back_to_the_one_before():
     plain = Training(steps=20)
     states = {step.number: step.snapshot() for step in plain.steps()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
-from peft.tuners.lora import Linear as PeftLinear
+from peft import inject_adapter_in_model
 from torch import nn
 
 from lora_workbench.training.frozen import Adapted, AdaptedLinears, ResidentWeights, forward_of, is_linear
@@ -230,9 +230,9 @@ def gradients_of(group):
     return [factor for pair in zip(downs, group.ups_grad, strict=True) for factor in pair]
 
 
-def peft_layer(layer: nn.Linear, down, up, alpha: float) -> PeftLinear:
-    config = PeftConfig(r=len(down), lora_alpha=alpha, init_lora_weights=False)
-    reference = PeftLinear(layer, "default", config, r=len(down), lora_alpha=alpha)
+def peft_layer(layer: nn.Linear, down, up, alpha: float) -> nn.Module:
+    config = PeftConfig(r=len(down), lora_alpha=alpha, init_lora_weights=False, target_modules=["layer"])
+    reference = inject_adapter_in_model(config, nn.ModuleDict({"layer": layer}))["layer"]
     with torch.no_grad():
         reference.lora_A["default"].weight.copy_(down)
         reference.lora_B["default"].weight.copy_(up.t())

@@ -1,6 +1,7 @@
 """Each kind of adapter against its formula, against peft, and as part of a network."""
 
 import math
+import sys
 from dataclasses import replace
 
 import peft
@@ -14,6 +15,7 @@ from toys import Block, BlockInPlace, Network, equal, part
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import DORA, KINDS, LOHA, LOKR, LORA, OFT, LoraConfig
 from lora_workbench.training.frozen import ResidentWeights
+from lora_workbench.training.kinds.kind import peft_shapes
 from lora_workbench.training.lora import Adapters
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -523,6 +525,19 @@ def test_max_norm_is_sd_scripts_formula():
     for adapter in adapters:
         torch.testing.assert_close(adapter.down, expected[adapter.key][0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(adapter.up, expected[adapter.key][1], rtol=1e-4, atol=1e-6)
+
+
+# Without peft
+
+
+def test_a_peft_that_cannot_be_loaded_is_said_in_one_sentence(monkeypatch):
+    """Such as one that is older than transformers, and asks it for what it no longer has."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    peft_shapes.cache_clear()
+    with pytest.raises(
+        ImportError, match=r"^The Python package peft cannot be loaded \(.*\): install it .* restart\.$"
+    ):
+        Adapters.build([part(Network())], LoraConfig(rank=3), seed=0)
 
 
 # Files

@@ -151,8 +151,14 @@ def _weight_gradient(x: Tensor, shape: torch.Size, grad: Tensor, layer: nn.Modul
 
 @lru_cache
 def peft_shapes(kind: str, out: int, into: int, kernel: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
-    """The tensors that peft makes for a layer of this size, by peft's names for them."""
-    import peft
+    """The tensors that peft makes for a layer of this size, by peft's names for them; ImportError without peft."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            f"The Python package peft cannot be loaded ({error}): install it for the Python that runs ComfyUI with "
+            "'python -m pip install --upgrade peft' and restart."
+        ) from error
 
     settings = {
         "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["layer"], init_lora_weights=False),

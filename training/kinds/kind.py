@@ -161,8 +161,8 @@ def peft_shapes(kind: str, out: int, into: int, kernel: tuple[int, ...], rank: i
             peft = apart.submit(import_module, "peft").result()
     except ImportError as error:
         raise ImportError(
-            f"The Python package peft cannot be loaded ({error}): bring it and what it needs up to date, for the Python "
-            "that runs ComfyUI, with 'python -m pip install --upgrade peft transformers' and restart."
+            f"The Python package peft cannot be loaded ({error}): bring it and what it needs up to date, for the "
+            "Python that runs ComfyUI, with 'python -m pip install --upgrade peft transformers' and restart."
         ) from error
 
     settings = {

@@ -534,9 +534,7 @@ def test_a_peft_that_cannot_be_loaded_is_said_in_one_sentence(monkeypatch):
     """Such as one that is older than transformers, and asks it for what it no longer has."""
     monkeypatch.setitem(sys.modules, "peft", None)
     peft_shapes.cache_clear()
-    with pytest.raises(
-        ImportError, match=r"^The Python package peft cannot be loaded \(.*\): install it .* restart\.$"
-    ):
+    with pytest.raises(ImportError, match=r"^The Python package peft cannot be loaded \(.*\): bring it .* restart\.$"):
         Adapters.build([part(Network())], LoraConfig(rank=3), seed=0)
 
 

@@ -145,8 +145,7 @@ class Training:
             "validate_every": chosen.validate_every,
             "notes": chosen.notes,
         }
-        run.note(**{FITTED: {**run.fact(FITTED, {}), key: numbers}})
-        run.note(planned=chosen.train.steps)
+        run.remember(**{FITTED: {**run.fact(FITTED, {}), key: numbers}}, planned=chosen.train.steps)
         self.job = replace(self.job, plan=chosen)
         self._progress.live.plan(str(chosen))
         self._progress.live.opened(run, chosen.train.steps)

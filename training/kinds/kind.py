@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -155,10 +153,7 @@ def _weight_gradient(x: Tensor, shape: torch.Size, grad: Tensor, layer: nn.Modul
 def peft_shapes(kind: str, out: int, into: int, kernel: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
     """The tensors that peft makes for a layer of this size, by peft's names for them; ImportError without peft."""
     try:
-        # What peft imports keeps errors, and these every frame below them with all that it holds: a whole training,
-        # were it imported there. A thread of its own has no other frames.
-        with ThreadPoolExecutor(1) as apart:
-            peft = apart.submit(import_module, "peft").result()
+        import peft
     except ImportError as error:
         raise ImportError(
             f"The Python package peft cannot be loaded ({error}): bring it and what it needs up to date, for the "

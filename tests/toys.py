@@ -14,11 +14,22 @@ from lora_workbench.training.attach import Attachment
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.families import LAYER_PRESETS
-from lora_workbench.training.frozen import ResidentWeights, Weights
+from lora_workbench.training.frozen import Weights
 from lora_workbench.training.lora import Adapters, Part
 
 CHANNELS, WIDTH, TEXT = 4, 16, 8
 LAYERS = re.compile(r"\.(attend|widen|narrow)$")
+
+
+class ResidentWeights:
+    """Weights that simply are where they are used."""
+
+    def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
+        bias = getattr(layer, "bias", None)
+        return layer.weight.to(like), None if bias is None else bias.to(like), None
+
+    def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
+        pass
 
 
 class Block(nn.Module):

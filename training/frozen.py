@@ -16,24 +16,13 @@ from torch import Tensor, nn
 
 
 class Weights(Protocol):
-    """How a layer's weight is read. The host's own casting satisfies this; so does `ResidentWeights`."""
+    """How a layer's weight is read. The host's own casting satisfies this."""
 
     def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
         """Weight and bias in the dtype and on the device of `like`, and a ticket to give them back with."""
 
     def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
         """The caller no longer needs what `take` returned."""
-
-
-class ResidentWeights:
-    """Weights that simply are where they are used."""
-
-    def take(self, layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, object]:
-        bias = getattr(layer, "bias", None)
-        return layer.weight.to(like), None if bias is None else bias.to(like), None
-
-    def give_back(self, layer: nn.Module, weight: Tensor, bias: Tensor | None, ticket: object) -> None:
-        pass
 
 
 def is_linear(layer: nn.Module) -> bool:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from toys import ResidentWeights
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import KINDS, LoraConfig
 from lora_workbench.training.families import LAYER_PRESETS
-from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.lora import Adapters, Part
 
 pytestmark = pytest.mark.gpu

@@ -5,11 +5,10 @@ import weakref
 
 import pytest
 import torch
-from toys import Block, BlockInPlace, Network, part
+from toys import Block, BlockInPlace, Network, ResidentWeights, part
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.lora import Adapters
 from lora_workbench.training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK
 

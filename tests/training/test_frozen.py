@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from torch import nn
+from toys import ResidentWeights
 
-from lora_workbench.training.frozen import Adapted, AdaptedLinears, ResidentWeights, forward_of, is_linear
+from lora_workbench.training.frozen import Adapted, AdaptedLinears, forward_of, is_linear
 
 LAYERS = {
     "linear on (B, in)": (lambda: nn.Linear(6, 5), (3, 6)),

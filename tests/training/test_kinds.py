@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import Block, BlockInPlace, Network, equal, part
+from toys import Block, BlockInPlace, Network, ResidentWeights, equal, part
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import DORA, KINDS, LOHA, LOKR, LORA, OFT, LoraConfig
-from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.kinds.kind import peft_shapes
 from lora_workbench.training.lora import Adapters
 

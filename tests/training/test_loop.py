@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import Batches, BlockInPlace, Denoiser, equal, part
+from toys import Batches, BlockInPlace, Denoiser, ResidentWeights, equal, part
 
 from lora_workbench.training import objective
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.batches import Batch
 from lora_workbench.training.config import OPTIMIZERS, LoraConfig, ObjectiveConfig, TrainConfig
-from lora_workbench.training.frozen import ResidentWeights
 from lora_workbench.training.loop import clip_gradient, train
 from lora_workbench.training.lora import Adapters
 from lora_workbench.training.objective import Objective

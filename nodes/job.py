@@ -27,11 +27,12 @@ from .host import folders
 from .host.architecture import family_of
 from .host.encoders import GraphEncoder
 from .host.graph import Graph
+from .host.loras import read_lora
 from .host.model import LoadedModel
 from .host.progress import Progress
 from .host.proof import Proof
 from .host.text_training import TrainedText
-from .host.warm_start import check_fit
+from .host.warm_start import check_fit, start_words
 from .lora_writer import proved, write_words
 from .previews import Previews
 from .run_page import write_report
@@ -161,6 +162,8 @@ def prepared(request: Request) -> Job:
     runs = folders.output_folder() / "lora_workbench" / "runs"
     identity = _identity(request, chosen, denoiser, encoder)
     run = TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
+    if text and text.tokens and run.fact(session.WORDS_OF_FILE):
+        start_words(text.tokens, read_lora(folders.lora_path(request.start_from)))
     limited = session.as_fitted(chosen, run, request.stop_after)
     return Job(request, limited or chosen, denoiser, text, encoder, run, was_fitted=limited is not None)
 

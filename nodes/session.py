@@ -46,7 +46,7 @@ RECOMPUTED = {
     OFF: (NO_BLOCK,),
     EVERY_SECOND: (EVERY_SECOND_BLOCK,),
 }
-FITTED = "fitted"
+FITTED, WORDS_OF_FILE = "fitted", "words_of_file"
 OVERRUN = 1.1
 """How many times the limit of time a training may take that is slower than measured."""
 _GIB = 1024**3
@@ -212,8 +212,12 @@ class Training:
         """What training begins with: fresh adapters, or those of a LoRA file."""
         name = self.job.request.start_from
         if name:
-            request, file = self.job.request, folders.lora_path(name)
-            self._note(warm_start(self._adapters, request.model, request.clip, file))
+            request, file, text = self.job.request, folders.lora_path(name), self.job.text
+            tokens = text.tokens if text else None
+            if tokens is not None:
+                # Known before the first state, in which a word is a direction from what it began as.
+                self.job.run.remember(**{WORDS_OF_FILE: True})
+            self._note(warm_start(self._adapters, request.model, request.clip, file, tokens))
         return Snapshot(0, self._adapters.state(), {})
 
     def _one_step(self) -> None:

@@ -43,6 +43,7 @@ class NewTokens:
         ValueError when the CLIP cannot read embeddings, or its encoders are none that learn them.
         """
         self._clip, self._words, self._count, self._seed = clip, dict(words), count, seed
+        self._said: Rows = {}
         self._encoders = encoders_of(clip)
         self._tokenizers = {
             name: tokenizer for name, tokenizer in vars(clip.tokenizer).items() if isinstance(tokenizer, SDTokenizer)
@@ -69,6 +70,28 @@ class NewTokens:
     def key(self) -> str:
         """What beside the CLIP decides how captions are encoded before training."""
         return hashlib.sha256(json.dumps([self._words, self._count, self._seed]).encode()).hexdigest()[:16]
+
+    def begin_as(self, rows: Rows) -> dict[str, str]:
+        """Begin as a file ends, where its rows fit; trigger word -> why they do not, "" where they do.
+
+        Words that the file has nothing of are passed over.
+        """
+        why = {trigger: self._misfit(rows[trigger]) for trigger in self._words if trigger in rows}
+        self._said = {trigger: rows[trigger] for trigger, problem in why.items() if not problem}
+        vars(self).pop("_first", None)
+        return why
+
+    def _misfit(self, rows: Mapping[str, Tensor]) -> str:
+        for name in (name for name in CLIP_ENCODERS if name in self._readers):
+            width = self._encoders[name].transformer.get_input_embeddings().weight.shape[1]
+            found = rows.get(name)
+            if found is None or found.ndim != 2 or found.shape[1] != width:
+                return f"it has no rows for the {width} numbers a token has in {name}"
+            if len(found) != self._count:
+                return f"it has {len(found)} tokens there, so set new_tokens to {len(found)} to go on from them"
+            if not (found.float().norm(dim=1) > 0).all() or not found.isfinite().all():
+                return "its rows are zero or not finite"
+        return ""
 
     @cached_property
     def _first(self) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
@@ -174,6 +197,8 @@ class NewTokens:
         return clip
 
     def _begun(self, name: str, trigger: str, number: int) -> tuple[Tensor, Tensor]:
+        if trigger in self._said:
+            return trained_form(self._said[trigger][name].float())
         kind = self._words[trigger]
         if known := self._ids(name, kind) if kind else []:
             return trained_form(first_rows(self._table(name, known), None, None, self._count, None))

@@ -16,9 +16,11 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor
 
+from ...training.embeddings import BUNDLED, unbundled
 from ...training.lora import Adapter, Adapters
 from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
 from .loras import read_lora
+from .new_tokens import NewTokens
 from .patches import change_of, factors_of_patch, holder, key_map, magnitude_of, place_of, scale_of
 
 NAMED = 3
@@ -31,14 +33,15 @@ TENSOR = re.compile(
 Patches = list[tuple[object, tuple[object, object] | None]]
 
 
-def warm_start(adapters: Adapters, model, clip, path: Path) -> str:
-    """Let the adapters begin as the file ends, and say in a line how much of it they took over.
+def warm_start(adapters: Adapters, model, clip, path: Path, tokens: NewTokens | None = None) -> str:
+    """Let the adapters, and new words, begin as the file ends, and say in a line how much of it they took over.
 
     Call it before the adapters are attached. `clip` may be None; then layers of text encoders are left out. ValueError
     when the file cannot be read, fits the model nowhere, or is of a kind that these adapters cannot begin as.
     """
     file, keys = Path(path).name, key_map(model, clip)
     lora = comfy.lora_convert.convert_lora(read_lora(path))
+    words = start_words(tokens, lora)
     with torch.no_grad():
         by_weight = _by_weight(_patches(lora, keys, file))
         report = _Report(file)
@@ -46,13 +49,36 @@ def warm_start(adapters: Adapters, model, clip, path: Path) -> str:
             weight, _ = place_of(keys.get(adapter.key, ("", None)))
             if patches := by_weight.pop(weight, None):
                 report.add(adapter, *_start(adapter, weight, patches, holder(weight, model, clip), file))
-    unknown = {TENSOR.sub("", name) for name in lora} - keys.keys()
+        if tokens is not None:
+            _begin_words(adapters, tokens)
+    unknown = {TENSOR.sub("", name) for name in lora if not name.startswith(BUNDLED)} - keys.keys()
     left_out = [_short(weight) for weight in by_weight] + sorted(unknown)
     if not report.taken:
         raise ValueError(
             f"'{file}' changes other layers than those that are trained ({_listed(left_out)}): choose other layers."
         )
-    return report.line(left_out)
+    return report.line(left_out) + "".join(f" {sentence}" for sentence in words)
+
+
+def start_words(tokens: NewTokens | None, lora: dict[str, Tensor]) -> list[str]:
+    """Let new words begin as the embeddings in a file's tensors, and say of each of these what became of it."""
+    rows = unbundled(lora)
+    misfits = tokens.begin_as(rows) if tokens is not None else {}
+    sentences = []
+    for word in rows:
+        why = misfits.get(word, "it is no new token of this training")
+        sentences.append(
+            f"The word '{word}' is left out: {why}." if why else f"The word '{word}' goes on with its embedding."
+        )
+    return sentences
+
+
+def _begin_words(adapters: Adapters, tokens: NewTokens) -> None:
+    """What is trained of the words becomes what they begin as."""
+    begun = {adapter.key: adapter.tensors["direction"] for adapter in tokens.adapters(rate=1.0)}
+    for adapter in adapters:
+        if adapter.key in begun:
+            adapter.tensors["direction"].copy_(begun[adapter.key])
 
 
 def check_fit(model, clip, path: Path) -> None:

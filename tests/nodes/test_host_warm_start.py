@@ -8,8 +8,10 @@ from hostanswers import denoised_by_comfyui, denoised_by_us
 from safetensors.torch import save_file
 
 from lora_workbench.nodes.host import loras
+from lora_workbench.nodes.host.new_tokens import NewTokens
 from lora_workbench.nodes.host.warm_start import warm_start
 from lora_workbench.training.config import ATTENTION_AND_FEED_FORWARD, KINDS, LoraConfig
+from lora_workbench.training.embeddings import bundled
 from lora_workbench.training.lora import Adapters, Part
 from lora_workbench.training.lora_file import file_tensors
 from lora_workbench.training.memory import MemoryPlan
@@ -260,6 +262,49 @@ def test_text_encoders_begin_too_where_they_are_trained(tmp_path):
         adapter.up.t() @ adapter.down, tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"] / 2
     )
     assert "1 layer at" in line and not any(other.up.any() for other in adapters if other is not adapter)
+
+
+# New words
+
+WORD = {"clip_l": 3 * drawn(2, 64), "clip_g": drawn(2, 64, seed=1)}
+
+
+def with_words(path, words, count, trigger="zork"):
+    """New words beside an adapter, begun as a file with these embeddings, and the line about it."""
+    patcher, clip = hosttoys.model("sdxl"), hosttoys.clip("sdxl")
+    save_file(trained(patcher) | bundled(words), path)
+    tokens = NewTokens(clip, {trigger: "red star"}, count, seed=0)
+    adapters = Adapters.build([hosttoys.part(hosttoys.loaded(patcher))], LoraConfig(rank=3), 0, tokens.adapters(1.0))
+    return clip, tokens, adapters, warm_start(adapters, patcher, clip, path, tokens)
+
+
+def test_a_new_word_begins_as_the_embedding_in_the_file(tmp_path, host_folder):
+    path = tmp_path / "star.safetensors"
+    clip, tokens, adapters, line = with_words(path, {"zork": WORD}, 2)
+    rows = tokens.rows(adapters.state())["zork"]
+    for name, expected in WORD.items():
+        torch.testing.assert_close(rows[name], expected, rtol=1e-6, atol=1e-6)
+    assert line.endswith(" The word 'zork' goes on with its embedding.") and "bundle_emb" not in line
+    again = NewTokens(clip, {"zork": "red star"}, 2, seed=0)
+    again.begin_as({"zork": WORD})
+    assert all(torch.equal(again.rows(adapters.state())["zork"][name], rows[name]) for name in WORD)
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "said"),
+    [
+        ({"zork": WORD}, 3, "'zork' is left out: it has 2 tokens there, so set new_tokens to 2 to go on from them."),
+        ({"blib": WORD}, 2, "'blib' is left out: it is no new token of this training."),
+        ({"zork": {"clip_l": WORD["clip_l"]}}, 2, "it has no rows for the 64 numbers a token has in clip_g."),
+        ({"zork": {**WORD, "clip_l": drawn(2, 32)}}, 2, "it has no rows for the 64 numbers a token has in clip_l."),
+        ({"zork": {**WORD, "clip_l": torch.zeros(2, 64)}}, 2, "'zork' is left out: its rows are zero or not finite."),
+    ],
+)
+def test_words_that_do_not_fit_begin_as_their_class_and_say_why(words, count, said, tmp_path, host_folder):
+    clip, tokens, adapters, line = with_words(tmp_path / "star.safetensors", words, count)
+    assert said in line
+    begun, classes = tokens.rows(adapters.state()), NewTokens(clip, {"zork": "red star"}, count, seed=0).rows()
+    assert all(torch.equal(begun["zork"][name], rows) for name, rows in classes["zork"].items())
 
 
 def test_a_file_for_another_family_is_refused_in_one_sentence(tmp_path):

@@ -164,6 +164,20 @@ def test_a_new_word_is_an_embedding_that_prompts_can_use_at_once(trainer, tmp_pa
     assert "In prompts write embedding:star/star_000004 where you mean zork." in outputs["report"]
 
 
+def test_a_training_that_begins_with_a_lora_goes_on_with_its_words_also_when_queued_again(trainer):
+    settings = ExpertSettings(new_tokens=2, token_rate=30.0)
+    first = trainer.queue(name="first", steps=2, learning_rate=0.01, settings=settings)["lora_name"]
+    more = {"settings": settings, "start_from": first, "save_every": 1, "learning_rate": 1e-6, "seed": 6}
+    outputs = trainer.queue(name="halves", steps=1, **more)
+    assert "The word 'zork' goes on with its embedding." in outputs["report"]
+    before, after = load_file(trainer.lora(2, "first")), load_file(trainer.lora(1, "halves"))
+    for name in ("bundle_emb.zork.clip_l", "bundle_emb.zork.clip_g"):
+        torch.testing.assert_close(after[name], before[name], rtol=0.01, atol=1e-3)
+    trainer.queue(name="halves", steps=2, **more)
+    trainer.queue(name="whole", steps=2, **more)
+    assert same_tensors(trainer.lora(2, "halves"), trainer.lora(2, "whole"))
+
+
 def test_a_lora_that_fits_nothing_is_refused_before_anything_is_encoded(trainer):
     other = trainer.loras / "other.safetensors"
     other.parent.mkdir(parents=True, exist_ok=True)

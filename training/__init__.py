@@ -7,7 +7,7 @@
     wording, augmentation                    -> the texts and variants an Example may come with
     cache       Dataset + Encoder            -> CachedDataset: latents, masks and text on disk
     batches     (seed, number)               -> Batch
-    presets     purpose, family, pictures    -> a Plan: every number that the user left at 0
+    presets     purpose, family, pictures    -> a Plan: every number that the user left at 0 (plan_notes)
     families    the model's family           -> which layers, which noise levels
     targets     networks + patterns          -> which layers, with which rank
     kinds       a layer + rank               -> what is trained of it: LoRA, DoRA, LoHa, LoKr, OFT
@@ -24,8 +24,10 @@
     schedule, optimizer, ema                 -> learning rate of a step, the step itself, a running average
     loop        all of the above             -> Steps; `train()` is the function to read first
     endurance   Steps                        -> Steps, though training went wrong, memory ran out, or it was paused
+    spoiling    losses, now and before       -> whether training has spoilt the network
     validation  held-out pictures            -> loss at fixed noise and fixed noise levels
     recording   Steps                        -> Steps and checkpoints, each written and measured
+    identity    the settings of two runs     -> whether they are the same training, and what differs (differences)
     run         checkpoints                  -> a record on disk, a state to resume from (state, metrics)
     lora_file   weights                      -> a .safetensors file every loader reads
     description a run                        -> what a file says about itself

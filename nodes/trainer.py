@@ -18,6 +18,7 @@ from .host import folders, loras
 from .host.graph import Graph
 from .host.live import LiveRun, unfinished
 from .host.progress import Progress
+from .lora_sources import lora_problem, state_of
 from .pictures import to_image
 from .sockets import CATEGORY, CHECKPOINTS, DATASET, SETTINGS, STACK
 
@@ -141,9 +142,18 @@ class LoraWorkbenchTrainer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name="", **_inputs) -> str:
-        """Changes while there is something left to do, so that queueing the same graph again goes on."""
-        return unfinished(name) if isinstance(name, str) else ""
+    def validate_inputs(cls, start_from=NOTHING) -> bool | str:
+        """A LoRA to begin with that is gone is an error before anything runs."""
+        return start_from == NOTHING or lora_problem(start_from)
+
+    @classmethod
+    def fingerprint_inputs(cls, name="", start_from=NOTHING, **_inputs) -> list:
+        """Changes while there is something left to do, so that queueing the same graph again goes on.
+
+        Another file to begin with, of the same name, is another training.
+        """
+        left = unfinished(name) if isinstance(name, str) else ""
+        return [left, *([] if start_from in (None, NOTHING) else state_of([start_from]))]
 
     @classmethod
     def execute(

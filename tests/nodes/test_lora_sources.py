@@ -12,6 +12,7 @@ from lora_workbench.nodes import lora_sources
 from lora_workbench.nodes.convert_lora import LoraWorkbenchConvertLora
 from lora_workbench.nodes.inspect_lora import LoraWorkbenchInspectLora
 from lora_workbench.nodes.resize_lora import LoraWorkbenchResizeLora
+from lora_workbench.nodes.trainer import LoraWorkbenchTrainer
 
 pytestmark = pytest.mark.comfy
 
@@ -63,12 +64,22 @@ def test_another_file_of_the_same_name_is_another_state(tmp_path, monkeypatch):
     assert lora_sources.state_of(["a.safetensors", "gone.safetensors", "none"]) != before
 
 
-@pytest.mark.parametrize("node", [LoraWorkbenchConvertLora, LoraWorkbenchInspectLora, LoraWorkbenchResizeLora])
-def test_a_graph_made_on_another_system_finds_its_lora_and_one_that_is_gone_is_a_sentence(node, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("node", "widget", "nothing"),
+    [
+        (LoraWorkbenchConvertLora, "lora", "none"),
+        (LoraWorkbenchInspectLora, "lora", "none"),
+        (LoraWorkbenchResizeLora, "lora", "none"),
+        (LoraWorkbenchTrainer, "start_from", "nothing"),
+    ],
+)
+def test_a_graph_made_on_another_system_finds_its_lora_and_one_that_is_gone_is_a_sentence(
+    node, widget, nothing, tmp_path, monkeypatch
+):
     """ComfyUI lists `people\\a.safetensors` on Windows and `people/a.safetensors` elsewhere."""
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     (tmp_path / "people").mkdir()
     save_file({"x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "people" / "a.safetensors")
-    for lora in ("people/a.safetensors", "people\\a.safetensors", "none"):
-        assert node.validate_inputs(lora=lora) is True
-    assert "'gone.safetensors' is not in the loras folder" in node.validate_inputs(lora="gone.safetensors")
+    for lora in ("people/a.safetensors", "people\\a.safetensors", nothing, None):
+        assert node.validate_inputs(**{widget: lora}) is True
+    assert "'gone.safetensors' is not in the loras folder" in node.validate_inputs(**{widget: "gone.safetensors"})

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_workbench.nodes import session
+from lora_workbench.nodes import session, time_limit
 from lora_workbench.nodes.host import controls, loras
 from lora_workbench.nodes.host.memory import OUT_OF_MEMORY
 from lora_workbench.nodes.trainer import LoraWorkbenchTrainer
@@ -109,11 +109,24 @@ def test_an_earlier_queueings_previews_and_validation_count_in_a_later_limit(tra
 
 def test_a_machine_that_becomes_slower_ends_in_time_and_goes_on_when_queued_again(trainer, monkeypatch):
     as_slow_as(0.0, monkeypatch)
-    monkeypatch.setattr(session, "OVERRUN", 0.0)
+    monkeypatch.setattr(time_limit, "OVERRUN", 0.0)
     outputs = trainer.queue(steps=4, stop_after=1.0)
     assert steps_of(outputs) == [1] and "The 1 minutes of stop_after were over at step 1 of 4: " in outputs["report"]
-    monkeypatch.setattr(session, "OVERRUN", 1.1)
+    monkeypatch.setattr(time_limit, "OVERRUN", 1.1)
     assert steps_of(trainer.queue(steps=4, stop_after=1.0)) == [1, 2, 4]
+
+
+def test_looking_whether_the_model_is_spoilt_counts_in_a_limit(trainer, monkeypatch):
+    as_slow_as(6.0, monkeypatch)
+    real = time_limit.fitted_to
+
+    def slowly_checked(minutes, plan, run, seconds):
+        run.note(seconds_per_check=30.0)
+        return real(minutes, plan, run, seconds)
+
+    monkeypatch.setattr(session, "fitted_to", slowly_checked)
+    assert "5 of 1000 steps fit into 1 minutes." in trainer.queue(name="one", steps=1000, stop_after=1.05)["report"]
+    assert "2 of 1000 steps" in trainer.queue(name="two", steps=1000, stop_after=1.05)["report"]
 
 
 # Beginning with another LoRA
@@ -292,14 +305,23 @@ def test_previews_are_drawn_as_often_as_was_asked_for(trainer):
 
 def test_queueing_the_same_graph_goes_on_until_it_is_done(trainer):
     asked = LoraWorkbenchTrainer.fingerprint_inputs
-    assert asked(name="star", model=None) == ""
+    assert asked(name="star", model=None) == [""]
     with queueing.at_forward(trainer.model, 2, lambda: controls.ask(queueing.NODE_ID, "finish")):
         trainer.queue()
-    assert asked(name="star") == "star 2 of 4"
+    assert asked(name="star") == ["star 2 of 4"]
     trainer.queue()
-    assert asked(name="star") == "" == asked(name=None)
+    assert asked(name="star") == [""] == asked(name=None)
     trainer.lora(4).unlink()
-    assert asked(name="star") == "star 2 of 4"
+    assert asked(name="star") == ["star 2 of 4"]
+
+
+def test_another_file_to_begin_with_of_the_same_name_is_another_training(trainer):
+    def told(rank):
+        save_file({"x.lora_up.weight": torch.ones(rank, 2)}, trainer.loras / "begin.safetensors")
+        return LoraWorkbenchTrainer.fingerprint_inputs(name="star", start_from="begin.safetensors")
+
+    trainer.loras.mkdir(parents=True, exist_ok=True)
+    assert told(2) != told(4)
 
 
 # Trouble
@@ -352,6 +374,29 @@ def test_a_model_that_is_spoilt_within_ten_steps_is_given_back_and_the_reason_sa
     assert "Step 9: The loss on the same pictures and noise is 3.0 times what it was before training" in report
     assert "Trained 12 steps, up to step 12." in report
     assert next(losses, None) is None and len(asked[0]) == 2 and asked[0] == asked[1] == asked[2]
+
+
+@pytest.mark.parametrize("hold_out", [0, 1])
+def test_levels_that_take_too_much_memory_together_are_asked_one_by_one(trainer, monkeypatch, hold_out):
+    changes = {"steps": 10, "save_every": 5, "dataset": trainer.dataset(hold_out=hold_out)}
+    trainer.queue(name="together", **changes)
+    real, full, asked = session.validation_loss, OUT_OF_MEMORY[-1], []
+
+    def narrow(*given, levels=None):
+        asked.append(levels)
+        if levels is None:
+            raise full("out of memory")
+        return real(*given, levels=levels)
+
+    monkeypatch.setattr(session, "validation_loss", narrow)
+    outputs = trainer.queue(name="apart", **changes)
+    assert asked.count(None) == 1 and "memory ran out" not in outputs["report"]
+    one, other = (
+        json.loads((trainer.runs / name / "record.json").read_text("utf-8")) for name in ("together", "apart")
+    )
+    np.testing.assert_allclose(other["beginning"], one["beginning"], rtol=1e-4)
+    for (_, mine), (_, theirs) in zip(other.get("validations", ()), one.get("validations", ()), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4)
 
 
 def test_previews_of_steps_that_were_undone_are_drawn_again(trainer, monkeypatch):

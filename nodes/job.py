@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from PIL import Image
 
-from ..training import losses
+from ..training import losses, state
 from ..training.cache import fingerprint
 from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
@@ -33,9 +33,10 @@ from .host.progress import Progress
 from .host.proof import Proof
 from .host.text_training import TrainedText
 from .host.warm_start import check_fit, start_words
-from .lora_writer import proved, write_words
+from .lora_writer import proved, write_words, writer
 from .previews import Previews
 from .run_page import write_report
+from .time_limit import as_fitted
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ def execute(request: Request, progress: Progress) -> Result:
         job.encoder.check(job.denoiser.family.title, job.denoiser.context_width, job.denoiser.pooled_width)
         job = session.trained(job, previews, progress)
     steps = job.plan.train.steps
-    checkpoints = job.run.result(steps, job.dataset.trigger_word).entries
-    if not checkpoints:
-        raise ValueError(_why_none(job.run, steps))
+    checkpoints = _checkpoints(job, progress)
     shown = [entry for entry in checkpoints if session.is_shown(entry, job.plan) or previews.has(entry)]
     strip, proof = previews.strip(shown or checkpoints[-1:], progress), proved(job, checkpoints[-1])
     # After the strip, so that the newest file has its cover: the average says the same of itself.
@@ -164,7 +163,7 @@ def prepared(request: Request) -> Job:
     run = TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
     if text and text.tokens and run.fact(session.WORDS_OF_FILE):
         start_words(text.tokens, read_lora(folders.lora_path(request.start_from)))
-    limited = session.as_fitted(chosen, run, request.stop_after)
+    limited = as_fitted(chosen, run, request.stop_after)
     return Job(request, limited or chosen, denoiser, text, encoder, run, was_fitted=limited is not None)
 
 
@@ -188,6 +187,23 @@ def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: Gr
     return identity
 
 
+def _checkpoints(job: Job, progress: Progress) -> tuple[Checkpoint, ...]:
+    """The files up to the steps asked for; where none of the run's is left, the newest again, from the state.
+
+    ValueError when there is none to hand on.
+    """
+    run, steps, trigger = job.run, job.plan.train.steps, job.dataset.trigger_word
+    if not run.checkpoints() and run.step <= steps:
+        for checkpoint in run.write_again(writer(job))[:1]:
+            note = f"The LoRA files of this run were gone: that of step {checkpoint.step} was written again."
+            run.add_note(note)
+            progress.live.note(note)
+    entries = run.result(steps, trigger).entries
+    if not entries:
+        raise ValueError(_why_none(run, steps))
+    return entries
+
+
 def _why_none(run: TrainingRun, steps: int) -> str:
     """Why a run that is trained far enough has no file to hand on."""
     there = run.checkpoints()
@@ -196,4 +212,7 @@ def _why_none(run: TrainingRun, steps: int) -> str:
             f"The first checkpoint of the run '{run.name}' is at step {there[0].step}, so there is none within "
             f"{steps} steps: ask for more steps, or set resume to 'start over'."
         )
-    return f"The files of the run '{run.name}' are gone from '{run.loras / run.name}': set resume to 'start over'."
+    gone = f"The files of the run '{run.name}' are gone from '{run.loras / run.name}': "
+    if (state.step_of(run.folder) or 0) > steps:
+        return f"{gone}ask for {run.step} steps, and that step is written again, or set resume to 'start over'."
+    return f"{gone}set resume to 'start over'."

@@ -259,12 +259,24 @@ class TrainingRun:
 
     def save(self, snapshot: Snapshot, write_lora: WriteLora, loss: float | None) -> list[Checkpoint]:
         """Write the LoRA files, their entries, the state and how far the run is; first the weights as trained."""
+        made = self._files_of(snapshot, write_lora, loss)
+        self.keep(snapshot)
+        return made
+
+    def write_again(self, write_lora: WriteLora) -> list[Checkpoint]:
+        """Write the LoRA files of the newest state, which stays as it is; none where there is no state."""
+        snapshot = self.resume()
+        if snapshot is None:
+            return []
+        losses = [entry["loss"] for entry in self._record["checkpoints"] if entry["step"] == snapshot.step]
+        return self._files_of(snapshot, write_lora, losses[-1] if losses else None)
+
+    def _files_of(self, snapshot: Snapshot, write_lora: WriteLora, loss: float | None) -> list[Checkpoint]:
         made = [self._written("checkpoints", self._path(snapshot.step), snapshot, write_lora, loss, "")]
         if snapshot.ema:
             shadow, path = replace(snapshot, weights=snapshot.ema), self._path(snapshot.step, "_ema")
             made.append(self._written("averages", path, shadow, write_lora, None, EMA))
         self._write_record()
-        self.keep(snapshot)
         return made
 
     def keep(self, snapshot: Snapshot) -> None:

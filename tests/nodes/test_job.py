@@ -10,6 +10,7 @@ import pytest
 import queueing
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lora_workbench.nodes import disk
 from lora_workbench.training.presets import ExpertSettings
@@ -258,13 +259,42 @@ def test_fewer_steps_than_the_first_checkpoint_is_explained(trainer):
 
 
 @on_sdxl
-def test_files_that_were_deleted_are_missed_in_one_sentence(trainer):
-    trainer.queue(steps=1)
-    trainer.lora(1).unlink()
+def test_files_that_were_deleted_are_written_again_from_the_state_and_training_goes_on_from_it(trainer):
+    asked = {"save_every": 1, "settings": ExpertSettings(ema=0.9, new_tokens=1)}
+    trainer.queue(name="whole", steps=3, **asked)
+    trainer.queue(steps=2, **asked)
+    files = [trainer.lora(2), trainer.lora(2).with_stem("star_000002_ema")]
+    before = [load_file(path) for path in files]
+    shutil.rmtree(trainer.loras / "star")
+    outputs = trainer.queue(steps=2, **asked)
+    assert "The LoRA files of this run were gone: that of step 2 was written again." in outputs["report"]
+    assert "File proved: " in outputs["report"] and outputs["lora_name"] == "star/star_000002.safetensors"
+    assert [entry.step for entry in outputs["checkpoints"].entries] == [2]
+    for path, tensors in zip(files, before, strict=True):
+        assert_same(load_file(path), tensors)
+    shutil.rmtree(trainer.loras / "star")
+    trainer.queue(steps=3, **asked)
+    assert_same(load_file(trainer.lora(3)), load_file(trainer.lora(3, "whole")))
+
+
+def assert_same(some, others):
+    assert some.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in some.items())
+
+
+@on_sdxl
+def test_files_that_no_state_holds_are_missed_in_one_sentence(trainer):
+    trainer.queue(steps=2)
+    shutil.rmtree(trainer.loras / "star")
+    with pytest.raises(
+        ValueError, match=r"are gone from .*: ask for 2 steps, and that step is written again, or .*\.$"
+    ):
+        trainer.queue(steps=1)
+    for state in (trainer.runs / "star").glob("state*"):
+        state.unlink()
     with pytest.raises(
         ValueError, match=r"^The files of the run 'star' are gone from .*: set resume to 'start over'\.$"
     ):
-        trainer.queue(steps=1)
+        trainer.queue(steps=2)
     assert trainer.queue(steps=1, resume="start over")["lora_name"] == "star_v2/star_v2_000001.safetensors"
 
 

@@ -10,8 +10,9 @@ where each stage passes the events of the one before on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,17 +26,19 @@ from ..training.loop import Snapshot, Step, add_gradients, train
 from ..training.lora import Adapters
 from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPUTE, RESIDENT
 from ..training.objective import Objective
-from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan, fitted
+from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan
 from ..training.recording import recorded, validated
-from ..training.run import Checkpoint, TrainingRun, mean_of
+from ..training.run import Checkpoint, mean_of
+from ..training.timesteps import VALIDATION_PLACES
 from ..training.validation import validation_loss
 from .host import folders
 from .host.controls import Controls
-from .host.memory import OUT_OF_MEMORY, Measured, choices_for, needs_of, preflight
+from .host.memory import OUT_OF_MEMORY, Measured, choices_for, give_back_memory, needs_of, preflight
 from .host.progress import Cancelled, Progress, watched
 from .host.warm_start import warm_start
 from .lora_writer import proved, writer
 from .previews import Previews
+from .time_limit import fitted_to, in_time
 
 if TYPE_CHECKING:
     from .job import Job
@@ -46,9 +49,7 @@ RECOMPUTED = {
     OFF: (NO_BLOCK,),
     EVERY_SECOND: (EVERY_SECOND_BLOCK,),
 }
-FITTED, WORDS_OF_FILE = "fitted", "words_of_file"
-OVERRUN = 1.1
-"""How many times the limit of time a training may take that is slower than measured."""
+WORDS_OF_FILE = "words_of_file"
 _GIB = 1024**3
 
 
@@ -93,7 +94,7 @@ class Training:
         concepts = [picture for picture in examples if picture.example.role == TRAIN]
         self._known = [load([picture]) for picture in concepts[: spoiling.PICTURES]]
         text = job.text
-        self._ready = True
+        self._ready, self._level_by_level = True, False
         self._adapters = Adapters.build(job.parts, job.plan.lora, job.plan.train.seed, text.extra() if text else ())
 
     def try_out(self) -> None:
@@ -120,32 +121,20 @@ class Training:
             job.run.note_validation(0, self._validation())
             job.run.note(seconds_per_validation=time.perf_counter() - started)
         if job.run.step == 0 and config.steps >= spoiling.CHECKED_AT[0] and not job.request.start_from:
+            started = time.perf_counter()
             job.run.note(beginning=self._losses_of(self._known))
+            job.run.note(seconds_per_check=time.perf_counter() - started)
         self._progress.live.opened(job.run, config.steps)
 
     def fit(self, previews: Previews) -> None:
         """Where there is a limit of time, choose as many steps as fit into it; a run keeps what it came to."""
-        minutes, run, plan = self.job.request.stop_after, self.job.run, self.job.plan
-        key = _key(minutes, plan)
+        minutes, run = self.job.request.stop_after, self.job.run
         if not minutes or self.job.was_fitted:
             return
         if previews.seconds:
             run.note(seconds_per_preview=previews.seconds)
         # A step is its passes over the batches; the optimizer takes next to nothing beside them.
-        step = self._measured.seconds * plan.train.accumulation
-        # What was done in an earlier queueing, such as the untrained model's previews, was measured then.
-        validation, preview = (run.fact(f"seconds_per_{what}", 0.0) for what in ("validation", "preview"))
-        save = validation * (2 if plan.train.ema else 1) + preview * plan.save_every / plan.preview_every
-        chosen = fitted(plan, minutes, step, save, seconds_per_validation=validation, done=run.step)
-        numbers = {
-            "steps": chosen.train.steps,
-            "warmup": chosen.train.warmup,
-            "save_every": chosen.save_every,
-            "preview_every": chosen.preview_every,
-            "validate_every": chosen.validate_every,
-            "notes": chosen.notes,
-        }
-        run.remember(**{FITTED: {**run.fact(FITTED, {}), key: numbers}}, planned=chosen.train.steps)
+        chosen = fitted_to(minutes, self.job.plan, run, self._measured.seconds * self.job.plan.train.accumulation)
         self.job = replace(self.job, plan=chosen)
         self._progress.live.plan(str(chosen))
         self._progress.live.opened(run, chosen.train.steps)
@@ -230,7 +219,17 @@ class Training:
         return self._losses_of(self._held_out)
 
     def _losses_of(self, pictures: list[Batch]) -> list[list[float]]:
-        return validation_loss(self.job.denoiser, pictures, self.job.plan.train.objective.mask_floor)
+        """Loss per picture and noise level, one level at a time once all of them together took too much memory."""
+        ask = partial(validation_loss, self.job.denoiser, pictures, self.job.plan.train.objective.mask_floor)
+        if not self._level_by_level:
+            try:
+                return ask()
+            except OUT_OF_MEMORY:
+                self._level_by_level = True
+            # Only here, outside the handler, is what was asked really gone.
+            give_back_memory()
+        apart = [ask(levels=[place]) for place in VALIDATION_PLACES]
+        return [sum(levels, []) for levels in zip(*apart, strict=True)]
 
     def _spoilt(self, step: int) -> str:
         before = self.job.run.fact("beginning")
@@ -269,40 +268,6 @@ class Training:
         )
 
 
-def in_time(
-    steps: Iterator[Step], minutes: float, last: int, clock: Callable[[], float], note: Callable[[str], None]
-) -> Iterator[Step]:
-    """Pass steps on until `minutes` and a tenth of them are over; then end with a `note`, where it is not the `last`.
-
-    What is done between two steps counts as well. A machine that became slower is the reason.
-    """
-    started = clock()
-    for step in steps:
-        yield step
-        if step.number < last and clock() - started > 60 * minutes * OVERRUN:
-            note(
-                f"The {minutes:g} minutes of stop_after were over at step {step.number} of {last}: steps took longer "
-                "than when the training began. Queue again to go on."
-            )
-            return
-
-
-def as_fitted(plan: Plan, run: TrainingRun, minutes: float) -> Plan | None:
-    """The plan as an earlier queueing with the same wishes and limit of time fitted it; None when there was none."""
-    numbers = run.fact(FITTED, {}).get(_key(minutes, plan))
-    if not minutes or numbers is None:
-        return None
-    train_config = replace(plan.train, steps=numbers["steps"], warmup=numbers["warmup"])
-    intervals = {name: numbers[name] for name in ("save_every", "preview_every", "validate_every")}
-    return replace(plan, train=train_config, notes=tuple(numbers["notes"]), **intervals)
-
-
 def is_shown(checkpoint: Checkpoint, plan: Plan) -> bool:
     """Whether previews of this file are drawn without being asked for."""
     return not checkpoint.average and (checkpoint.step % plan.preview_every == 0 or checkpoint.step >= plan.train.steps)
-
-
-def _key(minutes: float, plan: Plan) -> str:
-    """What was wished for: any other wish is fitted anew."""
-    intervals = plan.save_every, plan.preview_every, plan.validate_every
-    return " ".join(f"{number:g}" for number in (minutes, plan.train.steps, *intervals))

@@ -277,19 +277,20 @@ def fitted(
     seconds_per_save: float,
     *,
     seconds_per_validation: float = 0.0,
+    seconds_once: float = 0.0,
     done: int = 0,
 ) -> Plan:
     """The plan cut to the steps that fit into `minutes`, its warm-up and intervals in proportion; never longer.
 
     Steps that are `done` already take no time. Checkpoints, with their previews and validation, get a quarter of the
-    time at most, and so do validations between them. ValueError when `minutes` is too short for one step and one
-    checkpoint.
+    time at most, and so do validations between them; `seconds_once` pass in any case. ValueError when `minutes` is too
+    short for one step and one checkpoint.
     """
-    seconds, whole = 60 * minutes, plan.train.steps - done
+    seconds, whole = 60 * minutes - seconds_once, plan.train.steps - done
     if seconds_per_step + seconds_per_save > seconds:
         raise ValueError(
             f"stop_after is {minutes:g} minutes, but one step and one checkpoint take "
-            f"{(seconds_per_step + seconds_per_save) / 60:.1f} minutes: allow more time."
+            f"{(seconds_once + seconds_per_step + seconds_per_save) / 60:.1f} minutes: allow more time."
         )
     saves = -(-whole // plan.save_every)
     between = whole // plan.validate_every if plan.validate_every != plan.save_every else 0

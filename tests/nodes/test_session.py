@@ -116,19 +116,6 @@ def test_a_machine_that_becomes_slower_ends_in_time_and_goes_on_when_queued_agai
     assert steps_of(trainer.queue(steps=4, stop_after=1.0)) == [1, 2, 4]
 
 
-def test_looking_whether_the_model_is_spoilt_counts_in_a_limit(trainer, monkeypatch):
-    as_slow_as(6.0, monkeypatch)
-    real = time_limit.fitted_to
-
-    def slowly_checked(minutes, plan, run, seconds):
-        run.note(seconds_per_check=30.0)
-        return real(minutes, plan, run, seconds)
-
-    monkeypatch.setattr(session, "fitted_to", slowly_checked)
-    assert "5 of 1000 steps fit into 1 minutes." in trainer.queue(name="one", steps=1000, stop_after=1.05)["report"]
-    assert "2 of 1000 steps" in trainer.queue(name="two", steps=1000, stop_after=1.05)["report"]
-
-
 # Beginning with another LoRA
 
 

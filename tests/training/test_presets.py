@@ -266,6 +266,12 @@ def test_a_time_box_counts_the_validations_between_checkpoints(minutes, every, v
     assert every or made.validate_every == made.save_every
 
 
+def test_time_that_passes_in_any_case_is_not_given_to_steps():
+    assert fitted(planned(), 20, 2.0, 0.0, seconds_once=200.0).train.steps == 500
+    with pytest.raises(ValueError, match="one step and one checkpoint take 5.0 minutes"):
+        fitted(planned(), 4, 60.0, 30.0, seconds_once=210.0)
+
+
 def test_a_time_box_fits_schedule_and_intervals_in_proportion():
     settings = ExpertSettings(warmup=100, schedule="cosine", preview_every=400, validate_every=100)
     whole = planned(settings=settings)

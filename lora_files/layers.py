@@ -38,6 +38,8 @@ OTHERS = re.compile(
     r"\.(lora_mid\.weight|alpha|dora_scale|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|oft_blocks|rescale|[ab][12]\.weight"
     r"|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
 )
+EXACT = re.compile(r"\.(alpha|dora_scale|lora_magnitude_vector(\.default)?(\.weight)?)$")
+"""Numbers that keep their precision whatever the rest is stored in: each scales a whole layer or column of a weight."""
 READ = [(re.compile(f"(?:{pattern})$"), part) for pattern, part in ENDS.items()]
 SUMS = ("diff", "diff_b", "w_norm", "b_norm")
 """Parts that are added to a weight or a bias as they are."""

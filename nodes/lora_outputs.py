@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lora_files.layers import EXACT
 from ..training.lora_file import file_bytes
 from ..training.whole_file import write_atomically
 from .host import folders
@@ -117,10 +118,13 @@ def _written(
 
 
 def stored_as(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor in that precision; alpha and whole numbers stay as they are. ValueError for what is not finite."""
+    """The tensor in that precision; what is `EXACT` and whole numbers stay as they are.
+
+    ValueError for what is not finite.
+    """
     if not tensor.is_floating_point():
         return tensor.contiguous()
-    stored = tensor if dtype is None or key.endswith(".alpha") else tensor.to(dtype)
+    stored = tensor if dtype is None or EXACT.search(key) else tensor.to(dtype)
     if not torch.isfinite(stored.float()).all():
         if torch.isfinite(tensor.float()).all():
             raise ValueError(f"'{key}' has values too large for this precision: choose bf16 or fp32.")

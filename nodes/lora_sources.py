@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
+from ..lora_files.layers import EXACT
 from ..lora_files.opening import LoraFile, finite, open_lora
 from .host import folders
 from .lora_rows import NONE, is_none
@@ -73,7 +74,7 @@ def precision_of(files: Sequence[LoraFile]) -> torch.dtype:
         tensor.dtype
         for file in files
         for name, tensor in file.tensors.items()
-        if tensor.is_floating_point() and not name.endswith(".alpha")
+        if tensor.is_floating_point() and not EXACT.search(name)
     }
     found = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in found}
     return found.pop() if len(found) == 1 and found <= set(BROADEST) else torch.float32

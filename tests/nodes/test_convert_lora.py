@@ -322,6 +322,17 @@ def test_a_file_that_is_not_finite_is_refused_and_nothing_is_written(folder, val
     assert [path.name for path in folder.iterdir()] == ["old.safetensors"]
 
 
+def test_the_lengths_of_a_doras_columns_keep_their_precision(folder):
+    tensors = toy_file("flux")
+    layer = next(iter(tensors)).split(".")[0]
+    width = tensors[f"{layer}.lora_down.weight"].shape[1]
+    lengths = tensors[f"{layer}.dora_scale"] = torch.linspace(1, 1.001, width)[None]
+    write(folder, "old.safetensors", tensors)
+    made = load_file(folder / convert("old.safetensors", form="kohya", precision="bf16")[1])
+    assert torch.equal(made[f"{layer}.dora_scale"], lengths)
+    assert made[f"{layer}.lora_down.weight"].dtype == torch.bfloat16
+
+
 def test_values_too_large_for_fp16_are_named(folder):
     tensors = toy_file("flux")
     key = next(iter(tensors))

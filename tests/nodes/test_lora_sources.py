@@ -19,7 +19,8 @@ pytestmark = pytest.mark.comfy
 
 def file(*dtypes):
     tensors = {f"{number}.lora_up.weight": torch.ones(2, 2).to(dtype) for number, dtype in enumerate(dtypes)}
-    return LoraFile(Path("a.safetensors"), tensors | {"0.alpha": torch.tensor(1.0)}, {})
+    exact = {"0.alpha": torch.tensor(1.0), "0.dora_scale": torch.ones(1, 2), "1.lora_magnitude_vector": torch.ones(2)}
+    return LoraFile(Path("a.safetensors"), tensors | exact, {})
 
 
 def test_files_of_one_precision_keep_it_and_mixed_ones_are_written_in_full():

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toys import Batches, Denoiser, Network
 
-from lora_workbench.training.config import LoraConfig
+from lora_workbench.training.config import DORA, LoraConfig
 from lora_workbench.training.lora_file import file_tensors, write
 
 LAYER = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_out_0"
@@ -52,6 +52,28 @@ def test_a_file_merged_by_kohyas_formula_gives_what_the_adapters_gave():
         live = denoiser(batch.latents, sigma, batch.text, batch.size)
     text = torch.stack([entry["cross_attn"] for entry in batch.text])
     torch.testing.assert_close(merged(batch.latents, sigma, text, batch.size), live.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "of_the_change"), [(torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
+def test_a_doras_change_survives_rounding_although_it_is_a_thousandth_of_the_weight(dtype, of_the_change):
+    """At the width of a real layer, where rounding the columns' lengths would be as large as the change itself."""
+    random = torch.Generator().manual_seed(0)
+    weight, down = (torch.randn(640, 640, generator=random) * spread for spread in (0.02, 0.02))
+    down, up = down[:4], torch.randn(4, 640, generator=random) * 5e-4
+    length = weight.norm(dim=0, keepdim=True) * (1 + 5e-4 * torch.randn(1, 640, generator=random))
+    trained = {f"{LAYER}.{name}": tensor for name, tensor in (("down", down), ("up", up), ("magnitude", length))}
+
+    def change(dtype):
+        tensors = file_tensors(trained, LoraConfig(rank=4, kind=DORA), dtype)
+        up, down, scale = (
+            tensors[f"{LAYER}.{part}"].float() for part in ("lora_up.weight", "lora_down.weight", "dora_scale")
+        )
+        turned = weight + up @ down
+        return scale * turned / turned.norm(dim=0, keepdim=True) - weight
+
+    exact = change(torch.float32)
+    assert 1e-4 < exact.norm() / weight.norm() < 2e-3
+    assert (change(dtype) - exact).norm() / exact.norm() < of_the_change
 
 
 # Writing

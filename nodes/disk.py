@@ -1,4 +1,4 @@
-"""Whether the disks have room for a training, asked before any work is done."""
+"""Whether the disks take what a training writes, asked before any work is done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.cache import encodings
+from ..training.embeddings import embedding_names
 from ..training.lora import trained_values
 from ..training.memory import STATE_BYTES
+from .host import folders
 
 if TYPE_CHECKING:
     from .job import Job
@@ -17,13 +19,18 @@ _MIB = 1024**2
 LARGEST_LATENTS, LARGEST_TEXT = 2 * _MIB, 4 * _MIB
 """What a cached picture of 1024 x 1024 and its mask take at most, and a cached caption (256 tokens of T5 in fp32)."""
 FP32 = "fp32"
+LONGEST_FILE_NAME, LONGEST_WINDOWS_PATH = 255, 259
+"""Bytes, and characters unless the user has allowed longer ones."""
 
 
 def check_disk(job: Job) -> None:
-    """OSError naming the folder that cannot be written, or the space that is missing."""
+    """OSError naming the folder that cannot be written, the name that is too long, or the space that is missing."""
+    for folder, longest in _longest(job).items():
+        _check_writable(folder)
+        for file in longest:
+            _check_length(folder, file)
     files, work = needed(job)
     for folder, bytes_needed in {job.run.loras: files, job.run.folder.parent: work}.items():
-        _check_writable(folder)
         free = shutil.disk_usage(folder).free
         if free < bytes_needed:
             raise OSError(
@@ -43,6 +50,46 @@ def needed(job: Job) -> tuple[int, int]:
     # Two states are kept, each with the weights, what the optimizer remembers, and the average.
     state = values * (4 + STATE_BYTES[plan.train.optimizer] + 4 * averaged)
     return count * file, 2 * state + pictures * LARGEST_LATENTS + texts * LARGEST_TEXT
+
+
+def _longest(job: Job) -> dict[Path, list[str]]:
+    """Each folder that is written to, with the longest names in it, sub-folders included."""
+    run, text = job.run, job.text
+    lora = f"{run.name}/{run.name}_{job.plan.train.steps:06d}{'_ema' if job.plan.train.ema else ''}.safetensors"
+    found = {run.loras: [lora], run.folder.parent: [f"{run.name}/previews/000000_0123456789abcdef.png"]}
+    if text is not None and text.tokens is not None:
+        names = embedding_names(text.tokens.triggers, lora).values()
+        found[folders.embeddings_folder()] = [f"{name}.safetensors" for name in names]
+    return found
+
+
+def _check_length(folder: Path, file: str) -> None:
+    name = file.rpartition("/")[2]
+    if not _takes(folder, name):
+        raise OSError(
+            f"The file name '{name}' has {len(name.encode())} bytes, too many for the disk of '{folder}': "
+            "shorten the name or the trigger word."
+        )
+    over = len(str(folder / file)) - LONGEST_WINDOWS_PATH
+    # In the folder itself, since a folder of a run's name says that there is a run.
+    if over > 0 and not _takes(folder, file.replace("/", "_").encode()[:LONGEST_FILE_NAME].decode(errors="ignore")):
+        raise OSError(
+            f"The path of '{file}' in '{folder}' is {over} characters too long for this system: "
+            "shorten the name, or allow long paths in Windows."
+        )
+
+
+def _takes(folder: Path, name: str) -> bool:
+    """Whether a file in the folder can have a name of these characters; none is left."""
+    tried = folder / f".{name[1:]}"
+    try:
+        tried.touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    tried.unlink()
+    return True
 
 
 def _check_writable(folder: Path) -> None:

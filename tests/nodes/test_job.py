@@ -3,6 +3,7 @@
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.model_base
 import comfy.supported_models
@@ -143,6 +144,44 @@ def test_a_folder_that_cannot_be_written_is_named(trainer, which):
     with pytest.raises(OSError, match="cannot be written .*: allow writing to it") as error:
         trainer.queue()
     assert str(place) in str(error.value) and trainer.asked.pictures == []
+
+
+@on_sdxl
+def test_a_path_too_long_for_windows_is_said_before_training_and_leaves_the_name_free(trainer, monkeypatch):
+    def touch(path, real=Path.touch, **how):
+        if len(str(path)) > 259:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        real(path, **how)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    room = (259 - len(f"{trainer.loras}//_000004.safetensors")) // 2
+    sentence = refusal(trainer, name="n" * (room + 4))
+    assert (
+        f"in '{trainer.loras}' is " in sentence and " characters too long for this system: shorten the name" in sentence
+    )
+    over = int(sentence.split(" is ")[1].split()[0])
+    assert 7 <= over <= 8 and not any(trainer.loras.iterdir())
+    monkeypatch.undo()
+    assert Path(trainer.queue(name="n" * (room + 4), steps=1)["lora_name"]).parent.name == "n" * (room + 4)
+
+
+@on_sdxl
+def test_a_trigger_word_too_long_for_a_file_is_said_before_training(trainer):
+    words = {"trigger_word": "\u5b57" * 90}
+    dataset = trainer.dataset()
+    examples = [*dataset.examples[:-1], replace(dataset.examples[-1], **words)]
+    sentence = refusal(
+        trainer, dataset=replace(dataset, examples=tuple(examples)), settings=ExpertSettings(new_tokens=1)
+    )
+    assert " bytes, too many for the disk of " in sentence and sentence.endswith(
+        "shorten the name or the trigger word."
+    )
+
+
+@on_sdxl
+def test_the_longest_name_in_any_script_is_trained(trainer):
+    name = trainer.queue(name="\u661f" * 300, steps=1, settings=ExpertSettings(ema=0.9))["lora_name"]
+    assert (trainer.loras / name).is_file() and len(Path(name).name.encode()) > 100
 
 
 @on_both_families

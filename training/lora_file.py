@@ -22,7 +22,7 @@ LAYERS = "lora_"
 """What the name of every layer begins with, whatever network it is of."""
 WHOLE = "dora_scale"
 """Always float32: each number is the length of a whole column of the weight, so rounding it in fp16 changes the weight
-by a tenth of what the training did to it or more, and in bf16 by more than the training did. It takes next to no room."""
+by a tenth of what the training did to it or more, and in bf16 by more than that. It takes next to no room."""
 
 
 def file_tensors(state: dict[str, Tensor], config: LoraConfig, dtype: torch.dtype) -> dict[str, Tensor]:

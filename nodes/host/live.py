@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from glob import escape
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -256,18 +255,21 @@ def past(node_id: str, name: str) -> LiveRun:
 
 
 def newest_run(name: str) -> TrainingRun | None:
-    """The run of that typed name that was written last; None when there is none that can be read."""
+    """The run written last of that name, as the disk tells capitals apart; None when there is none that can be read."""
     try:
         title = safe_name(name)
     except ValueError:
         return None
     found = []
-    for record in folders.runs_folder().glob(f"{escape(title)}*/record.json"):
+    for folder in folders.runs_folder().glob("*"):
+        if not folder.name.casefold().startswith(title.casefold()):
+            continue
+        record, as_typed = folder / "record.json", folder.with_name(title + folder.name[len(title) :])
         try:
             values = json.loads(record.read_text("utf-8"))
-            if values["title"] == title:
+            if values["title"].casefold() == title.casefold() and as_typed.samefile(folder):
                 found.append((record.stat().st_mtime_ns, record.parent, values))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
     _, folder, values = max(found, key=lambda entry: entry[0], default=(0, None, None))
     return None if folder is None else TrainingRun(folder, folders.loras_folder(), values)

@@ -304,6 +304,15 @@ def test_of_several_runs_of_a_name_the_one_that_was_written_last_is_shown(output
     assert second.name == "star_v2" and state_of("7", "star")["run"] == "star_v2"
 
 
+def test_capitals_name_the_same_run_only_where_the_disk_says_so(output):
+    run = run_of(output, [0.5])
+    run.remember(planned=10)
+    assert state_of("7", "Star")["status"] == "idle" and live.unfinished("Star") == ""
+    # A link under the other spelling answers as a disk does that does not tell capitals apart.
+    run.folder.with_name("Star").symlink_to(run.folder)
+    assert state_of("7", "Star")["run"] == "star" and live.unfinished("Star") == "star 0 of 10"
+
+
 @pytest.mark.parametrize("name", ["", "nothing here", "../moon", "con", "*", "[s]tar"])
 def test_a_name_without_a_run_is_idle(output, name):
     run_of(output, [0.5])

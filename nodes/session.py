@@ -122,7 +122,7 @@ class Training:
             job.run.note(seconds_per_validation=time.perf_counter() - started)
         if job.run.step == 0 and config.steps >= spoiling.CHECKED_AT[0] and not job.request.start_from:
             started = time.perf_counter()
-            job.run.note(beginning=self._losses_of(self._known))
+            job.run.note(first_losses=self._losses_as_trained())
             job.run.note(seconds_per_check=time.perf_counter() - started)
         self._progress.live.opened(job.run, config.steps)
 
@@ -216,11 +216,8 @@ class Training:
         add_gradients(self.job.denoiser, objective, self._adapters, self._largest, 0, share=1.0)
 
     def _validation(self) -> list[list[float]]:
-        return self._losses_of(self._held_out)
-
-    def _losses_of(self, pictures: list[Batch]) -> list[list[float]]:
         """Loss per picture and noise level, one level at a time once all of them together took too much memory."""
-        ask = partial(validation_loss, self.job.denoiser, pictures, self.job.plan.train.objective.mask_floor)
+        ask = partial(validation_loss, self.job.denoiser, self._held_out, self.job.plan.train.objective.mask_floor)
         if not self._level_by_level:
             try:
                 return ask()
@@ -232,10 +229,13 @@ class Training:
         return [sum(levels, []) for levels in zip(*apart, strict=True)]
 
     def _spoilt(self, step: int) -> str:
-        before = self.job.run.fact("beginning")
+        before = self.job.run.fact("first_losses")
         if before is None or step not in spoiling.CHECKED_AT:
             return ""
-        return spoiling.spoilt(self._losses_of(self._known), before)
+        return spoiling.spoilt(self._losses_as_trained(), before)
+
+    def _losses_as_trained(self) -> list[float]:
+        return spoiling.losses_of(self.job.denoiser, self._known, self.job.plan.train)
 
     def _step_down(self) -> str | None:
         step = self._choices.stepped_down(self._memory)

@@ -24,11 +24,15 @@ LONGEST_FILE_NAME, LONGEST_WINDOWS_PATH = 255, 259
 
 
 def check_disk(job: Job) -> None:
-    """OSError naming the folder that cannot be written, the name that is too long, or the space that is missing."""
+    """OSError naming the folder that cannot be written, the name that is too long, or the space that is missing.
+
+    ValueError naming the LoRA whose words a new run would write its own over.
+    """
     for folder, longest in _longest(job).items():
         _check_writable(folder)
         for file in longest:
             _check_length(folder, file)
+    _check_words(job)
     files, work = needed(job)
     for folder, bytes_needed in {job.run.loras: files, job.run.folder.parent: work}.items():
         free = shutil.disk_usage(folder).free
@@ -61,6 +65,25 @@ def _longest(job: Job) -> dict[Path, list[str]]:
         names = embedding_names(text.tokens.triggers, lora).values()
         found[folders.embeddings_folder()] = [f"{name}.safetensors" for name in names]
     return found
+
+
+def _check_words(job: Job) -> None:
+    run, text = job.run, job.text
+    if text is None or text.tokens is None or run.step:
+        return
+    place = _words_folder(run.name)
+    for folder in run.loras.glob("*/") if (folders.embeddings_folder() / place).is_dir() else ():
+        other = folder.name
+        if other.casefold() != run.name.casefold() and _words_folder(other).casefold() == place.casefold():
+            raise ValueError(
+                f"The new words of '{run.name}' would be written over those of '{other}', as prompts call both "
+                f"'{place}': choose another name."
+            )
+
+
+def _words_folder(run_name: str) -> str:
+    (place,) = embedding_names([""], f"{run_name}/a.safetensors").values()
+    return place.rpartition("/")[0]
 
 
 def _check_length(folder: Path, file: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_workbench.nodes import disk
+from lora_workbench.nodes.host import folders
 from lora_workbench.training.presets import ExpertSettings
 from toyworld.node_pack import models
 
@@ -176,6 +177,24 @@ def test_a_trigger_word_too_long_for_a_file_is_said_before_training(trainer):
     assert " bytes, too many for the disk of " in sentence and sentence.endswith(
         "shorten the name or the trigger word."
     )
+
+
+@on_sdxl
+def test_a_new_run_whose_words_would_replace_those_of_another_is_refused_and_older_ones_go_on(trainer, monkeypatch):
+    words = {"settings": ExpertSettings(new_tokens=1)}
+    trainer.queue(name="my star", steps=1, **words)
+    (embedding,) = folders.embeddings_folder().glob("my_star/*")
+    kept = embedding.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"^The new words of 'my_star' .* those of 'my star', .*: choose another name\.$"
+    ):
+        trainer.queue(name="my_star", steps=1, seed=6, **words)
+    assert embedding.read_bytes() == kept
+    with monkeypatch.context() as older:
+        older.setattr(disk, "_check_words", lambda job: None)
+        trainer.queue(name="my_star", steps=1, seed=6, **words)
+    assert trainer.queue(name="my_star", steps=2, seed=6, **words)["lora_name"] == "my_star/my_star_000002.safetensors"
+    assert embedding.read_bytes() != kept
 
 
 @on_sdxl

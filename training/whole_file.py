@@ -8,11 +8,13 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,9 +22,23 @@ WRITING = ".writing-"
 """What the name of a file begins with until it is whole."""
 PATIENCE, PAUSE = 1.0, 0.05
 """Seconds that a file which another program has open is waited for, and between two tries."""
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a safetensors file calls the types of the numbers that a state is made of."""
+Data = bytes | Sequence[bytes | np.ndarray]
+"""What a file holds, in one piece or in several that are written one after another."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: Data) -> None:
     """A temporary file beside the target, on the disk before it is renamed: nobody ever sees half a file.
 
     OSError naming the folder when its disk is full, PermissionError naming the file when a program holds it.
@@ -44,12 +60,12 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: Data) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix=path.suffix)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files only their owner can read; a LoRA is as readable as any other file in its folder.
@@ -87,7 +103,7 @@ def patiently(change: Callable[[], None]) -> None:
         time.sleep(PAUSE)
 
 
-def write_keeping(path: Path, data: bytes, previous: Path) -> None:
+def write_keeping(path: Path, data: Data, previous: Path) -> None:
     """Write `path` anew and keep what it held as `previous`; at any moment at least one of the two is whole."""
     if path.is_file():
         beside = previous.with_name(f"{WRITING}{previous.name}")
@@ -129,11 +145,20 @@ def payload_of(data: bytes) -> memoryview:
     return _parts(data)[1]
 
 
-def checksummed(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
-    """A safetensors file that says in its metadata what the checksum of its tensors is."""
-    data = safetensors.torch.save(dict(tensors))
-    header, payload = _parts(data)
-    return _joined(header, payload, {**entries, "crc32": str(zlib.crc32(payload))})
+def checksummed(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> list[bytes | np.ndarray]:
+    """A safetensors file that says in its metadata what the checksum of its tensors is, in pieces.
+
+    The tensors, on the CPU, are not copied: a state may be larger than what else is free.
+    """
+    header, pieces, end, checksum = {}, [], 0, 0
+    # The widest numbers first, so that each begins at a multiple of its width.
+    for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])):
+        piece = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        start, end = end, end + piece.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+        checksum = zlib.crc32(piece, checksum)
+        pieces.append(piece)
+    return [_head(header, {**entries, "crc32": str(checksum)}), *pieces]
 
 
 def read_checksummed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -156,11 +181,16 @@ def _parts(data: bytes) -> tuple[dict, memoryview]:
 
 
 def _joined(header: dict, payload: memoryview, entries: Mapping[str, str]) -> bytes:
+    return b"".join((_head(header, entries), payload))
+
+
+def _head(header: dict, entries: Mapping[str, str]) -> bytes:
+    """What comes before the tensors: the header with these entries as its metadata, and its length."""
     header = {name: value for name, value in header.items() if name != "__metadata__"}
     header["__metadata__"] = dict(sorted(entries.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, payload))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _settle(folder: Path) -> None:

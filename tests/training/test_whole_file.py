@@ -109,8 +109,8 @@ def test_where_others_may_be_writing_only_old_leftovers_are_removed(tmp_path):
 
 def test_a_checksummed_file_comes_back_as_it_was_and_a_changed_one_is_noticed(tmp_path):
     path = tmp_path / "state.safetensors"
-    data = checksummed(TENSORS, {"step": "3"})
-    path.write_bytes(data)
+    write_atomically(path, checksummed(TENSORS, {"step": "3"}))
+    data = path.read_bytes()
     tensors, entries = read_checksummed(path)
     assert entries["step"] == "3" and all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     for damaged in (data[:-1] + bytes([data[-1] ^ 1]), data[:-4], data[: len(data) // 2], b"", b"\0" * len(data)):
@@ -119,9 +119,26 @@ def test_a_checksummed_file_comes_back_as_it_was_and_a_changed_one_is_noticed(tm
             read_checksummed(path)
 
 
+def test_a_checksummed_file_of_any_numbers_is_what_other_programs_read_and_copies_no_tensor(tmp_path):
+    path, random = tmp_path / "state.safetensors", torch.Generator().manual_seed(0)
+    tensors = {str(dtype): torch.randint(0, 2, (3, 5), generator=random).to(dtype) for dtype in whole_file.DTYPES} | {
+        "turned": torch.rand(4, 6, generator=random).t(),
+        "number": torch.tensor(2.5),
+        "nothing": torch.zeros(0, 3),
+    }
+    pieces = checksummed(tensors, {"step": "3"})
+    kept = {tensor.data_ptr() for tensor in tensors.values() if tensor.is_contiguous() and tensor.numel()}
+    assert kept <= {piece.ctypes.data for piece in pieces[1:]}
+    write_atomically(path, pieces)
+    for read in (load_file(path), read_checksummed(path)[0]):
+        assert read.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
+
+
 def test_other_metadata_leaves_the_tensors_as_they_are(tmp_path):
     path = tmp_path / "lora.safetensors"
-    path.write_bytes(with_entries(checksummed(TENSORS, {"step": "3"}), {"ss_output_name": "星"}))
+    path.write_bytes(with_entries(b"".join(checksummed(TENSORS, {"step": "3"})), {"ss_output_name": "星"}))
     assert all(torch.equal(load_file(path)[name], TENSORS[name]) for name in TENSORS)
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"ss_output_name": "星"}

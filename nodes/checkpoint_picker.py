@@ -8,7 +8,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..training import lora_series, picking
-from ..training.run import Checkpoints
+from ..training.checkpoint import Checkpoints
 from ..training.scores import EFFORTS, STANDARD
 from . import grid as grids
 from . import selection

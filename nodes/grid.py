@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..training.checkpoint import Checkpoint, Checkpoints
 from ..training.figures import labelled_grid
 from ..training.lora_content import content_of
 from ..training.picking import Decision
-from ..training.run import Checkpoint, Checkpoints
 from ..training.whole_file import write_atomically
 from .host import folders, loras
 from .host.identity import identity_of

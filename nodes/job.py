@@ -12,13 +12,14 @@ from PIL import Image
 
 from ..training import losses, state
 from ..training.cache import fingerprint
+from ..training.checkpoint import Checkpoint
 from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
 from ..training.embeddings import new_words
 from ..training.lora import Part
 from ..training.plan_notes import notes_on_pictures
 from ..training.presets import ExpertSettings, Plan, plan
-from ..training.run import Checkpoint, TrainingRun
+from ..training.run import TrainingRun
 from ..training.targets import UNET
 from ..training.whole_file import payload_of
 from . import session

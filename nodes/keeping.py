@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..training.checkpoint import Checkpoint
 from ..training.embeddings import bundled_words, embedding_names, embedding_path, unbundled
 from ..training.lora_content import content_of
-from ..training.run import Checkpoint, safe_name
+from ..training.run import safe_name
 from ..training.whole_file import WRITING
 from .host import folders
 

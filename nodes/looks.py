@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..training import signals
+from ..training.checkpoint import Checkpoint
 from ..training.dataset import Example, says
 from ..training.images import open_image
-from ..training.run import Checkpoint
 from . import grid
 from .grid import Column
 from .host import vision

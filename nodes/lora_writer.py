@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from ..training import lora_file
+from ..training.checkpoint import Checkpoint
 from ..training.description import description
 from ..training.embeddings import bundled, unbundled
 from ..training.loop import Snapshot
-from ..training.run import Checkpoint, WriteLora
+from ..training.run import WriteLora
 from .host.proof import Proof, prove
 
 if TYPE_CHECKING:

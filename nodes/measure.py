@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..training.batches import Batch, load
 from ..training.cache import Cached, encode
+from ..training.checkpoint import Validation
 from ..training.dataset import Dataset, Example
 from ..training.embeddings import bundled_words
 from ..training.lora_content import content_of
 from ..training.picking import STRENGTHS
-from ..training.run import Validation
 from ..training.scores import EFFORTS, Score, is_proper, leak, mean_difference, without_words
 from ..training.timesteps import VALIDATION_PLACES
 from ..training.validation import validation_loss

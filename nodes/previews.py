@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
+from ..training.checkpoint import Checkpoint
 from ..training.description import add_cover
 from ..training.figures import labelled_grid
 from ..training.loop import Snapshot
-from ..training.run import Checkpoint, WriteLora
+from ..training.run import WriteLora
 from ..training.whole_file import patiently, write_atomically
 from .host import loras
 from .host.progress import Progress, throw_if_cancelled

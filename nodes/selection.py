@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..training import description, picking, score_chart, signals
+from ..training.checkpoint import Checkpoint, Checkpoints
 from ..training.dataset import Dataset, Example
-from ..training.run import Checkpoint, Checkpoints
 from ..training.scores import STANDARD, THOROUGH, Score, Scored, agree, comparable, mean_difference, percent_better
 from . import grid
 from .host.architecture import family_of

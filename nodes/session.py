@@ -20,6 +20,7 @@ import torch
 from ..training import spoiling
 from ..training.batches import Batch, Batches, largest, load
 from ..training.cache import Cached, encode
+from ..training.checkpoint import Checkpoint, mean_of
 from ..training.dataset import TRAIN
 from ..training.endurance import enduring
 from ..training.loop import Snapshot, Step, add_gradients, train
@@ -28,7 +29,6 @@ from ..training.memory import EVERY_BLOCK, EVERY_SECOND_BLOCK, NO_BLOCK, RECOMPU
 from ..training.objective import Objective
 from ..training.presets import AUTOMATIC, EVERY_SECOND, OFF, ON, Plan
 from ..training.recording import recorded, validated
-from ..training.run import Checkpoint, mean_of
 from ..training.timesteps import VALIDATION_PLACES
 from ..training.validation import validation_loss
 from .host import folders

@@ -9,10 +9,10 @@ from comfy_api.latest import io, ui
 from safetensors import safe_open
 
 from ..training import curve, picking
+from ..training.checkpoint import Checkpoints, mean_of
 from ..training.embeddings import bundled_words, embedding_names, worded
 from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
-from ..training.run import Checkpoints, mean_of
 from . import job
 from .host import folders, loras
 from .host.graph import Graph

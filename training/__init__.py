@@ -28,6 +28,7 @@
     validation  held-out pictures            -> loss at fixed noise and fixed noise levels
     recording   Steps                        -> Steps and checkpoints, each written and measured
     identity    the settings of two runs     -> whether they are the same training, and what differs (differences)
+    checkpoint  a LoRA file                  -> what is known about it
     run         checkpoints                  -> a record on disk, a state to resume from (state, metrics)
     lora_file   weights                      -> a .safetensors file every loader reads
     description a run                        -> what a file says about itself

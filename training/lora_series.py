@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checkpoint import Checkpoint, Checkpoints
 from .dataset import natural_key
 from .description import OURS, read, trigger_words
-from .run import Checkpoint, Checkpoints
 
 SUFFIXES = (".safetensors", ".sft")
 """No others: what else lies beside LoRA files are the states of optimizers."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from . import scores
-from .run import Checkpoint, Checkpoints, Validation
+from .checkpoint import Checkpoint, Checkpoints, Validation
 from .scores import Score, Scored, comparable, differences, mean_difference, standard_error
 
 SUGGESTED, LAST, AT_STEP, ASK_ME = "suggested", "last", "at step", "ask me"

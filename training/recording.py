@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from .checkpoint import EMA, Checkpoint, Validation
 from .loop import Snapshot, Step
 from .lora import Adapters
-from .run import EMA, Checkpoint, TrainingRun, Validation, WriteLora
+from .run import TrainingRun, WriteLora
 
 MOMENT = 2.0
 """Seconds a user who pressed cancel may be kept waiting."""

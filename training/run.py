@@ -17,7 +17,7 @@ import math
 import re
 import statistics
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Protocol
@@ -25,7 +25,7 @@ from typing import Protocol
 from safetensors.torch import load_file
 
 from . import lora_file, metrics, state
-from .dataset import Dataset
+from .checkpoint import EMA, Checkpoint, Checkpoints, Validation, mean_of
 from .description import OURS, read
 from .differences import named_beside
 from .ema import averaged
@@ -34,53 +34,8 @@ from .loop import Snapshot, Step
 from .metrics import Metrics, Point
 from .whole_file import patiently, remove_leftovers, write_atomically
 
-EMA = "EMA"
 LONGEST_NAME = 100
 """Bytes."""
-
-Validation = list[list[float]]
-"""Loss per held-out picture and noise level."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A written LoRA file: after which step, where, its training loss since the one before, and its validation.
-
-    `average` says of what the file is an average, "EMA" or "last 3"; it is empty for the weights as trained.
-    """
-
-    step: int
-    path: str
-    lora_name: str
-    loss: float | None = None
-    validation: Validation | None = None
-    average: str = ""
-
-    @property
-    def label(self) -> str:
-        """What it is called beside others: "step 1,400", "step 1,400, EMA" or "the average of the last 3"."""
-        if self.average.startswith("last "):
-            return f"the average of the {self.average}"
-        return f"step {self.step:,}" + (f", {self.average}" if self.average else "")
-
-    @property
-    def heading(self) -> str:
-        """The same where there is little room: "step 1,400", "step 1,400, EMA" or "last 3"."""
-        return self.average if self.average.startswith("last ") else self.label
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """What the Trainer hands to the Picker: the files of one run, in order, and the untrained base's validation."""
-
-    name: str
-    folder: str
-    trigger_word: str
-    entries: tuple[Checkpoint, ...]
-    base_validation: Validation | None = None
-    averages: tuple[Checkpoint, ...] = ()
-    dataset: Dataset | None = None
-    """What they were trained on, where that is known."""
 
 
 class WriteLora(Protocol):
@@ -372,11 +327,6 @@ class TrainingRun:
 
     def _write_record(self) -> None:
         write_atomically(self.folder / "record.json", json.dumps(self._record, indent=1).encode())
-
-
-def mean_of(validation: Validation) -> float:
-    """The mean over all pictures and noise levels."""
-    return statistics.fmean(level for picture in validation for level in picture)
 
 
 def _finite(value: float) -> float | None:

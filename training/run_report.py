@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from . import curve, picking
+from .checkpoint import Checkpoints, mean_of
 from .figures import loss_chart
-from .run import Checkpoints, TrainingRun, mean_of
+from .run import TrainingRun
 from .whole_file import write_atomically
 
 FILE = "report.html"

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .run import Checkpoint, Validation
+from .checkpoint import Checkpoint, Validation
 from .timesteps import VALIDATION_PLACES
 
 LARGEST_DISAGREEMENT = 0.002

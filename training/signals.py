@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checkpoint import Validation
 from .doctor.pictures import perceptual_hashes
-from .run import Validation
 from .scores import Score, Scored, comparable, differences
 
 NEIGHBOURS = 3

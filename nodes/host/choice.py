@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 
-from ...training.run import Checkpoint
+from ...training.checkpoint import Checkpoint
 from ..keeping import kept_as
 from . import folders
 from .live import significant, view_address
@@ -178,6 +178,11 @@ class Choice:
             self._tell()
 
     # What others see
+
+    @property
+    def id(self) -> str:
+        """What tells this picking from every other."""
+        return self._facts["id"]
 
     @property
     def picked_name(self) -> str | None:

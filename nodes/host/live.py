@@ -14,9 +14,10 @@ import comfy.model_management as mm
 import psutil
 import torch
 
+from ...training.checkpoint import mean_of
 from ...training.curve import Smoother
 from ...training.loop import Step
-from ...training.run import TrainingRun, mean_of, safe_name
+from ...training.run import TrainingRun, safe_name
 from . import controls, folders
 from .news import News
 from .series import Series

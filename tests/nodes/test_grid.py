@@ -20,8 +20,8 @@ from lora_workbench.nodes.host.progress import Progress
 from lora_workbench.nodes.host.sampling import SamplerSettings
 from lora_workbench.nodes.host.surroundings import surroundings_of
 from lora_workbench.training import lora_file
+from lora_workbench.training.checkpoint import Checkpoint, Checkpoints
 from lora_workbench.training.config import LoraConfig
-from lora_workbench.training.run import Checkpoint, Checkpoints
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])

@@ -16,7 +16,7 @@ from lora_workbench.nodes.host import choice, news
 from lora_workbench.nodes.host.choice import Choice, NotPossible, state_of
 from lora_workbench.nodes.host.progress import Progress
 from lora_workbench.nodes.keeping import keep
-from lora_workbench.training.run import Checkpoint
+from lora_workbench.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.comfy
 VERDICT = SimpleNamespace(kind="levelled off", confidence="medium", reason="Step 4 is suggested.")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_workbench.nodes import keeping
 from lora_workbench.nodes.keeping import cover_of, delete, keep, kept_as
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.embeddings import BUNDLED
-from lora_workbench.training.run import Checkpoint
 
 pytestmark = pytest.mark.comfy
 OUTSIDE = ("../out.safetensors", "star/../../out.safetensors", "..\\out.safetensors", "{}/out.safetensors")

@@ -11,8 +11,8 @@ from lora_workbench.nodes.grid import Cell, Column, Grid
 from lora_workbench.nodes.host.progress import Progress
 from lora_workbench.nodes.looks import Looks
 from lora_workbench.nodes.pictures import to_image
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.dataset import Example
-from lora_workbench.training.run import Checkpoint
 
 pytestmark = pytest.mark.comfy
 EARLY, LATE = (Checkpoint(step, f"{step}.safetensors", f"{step}.safetensors") for step in (100, 200))

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lora_workbench.nodes.previews import MOST_COLUMNS, prompts_of, spread
 from lora_workbench.training import description
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
-from lora_workbench.training.run import Checkpoint
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])

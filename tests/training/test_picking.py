@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lora_workbench.training.checkpoint import EMA, Checkpoint, Checkpoints
 from lora_workbench.training.picking import (
     AT_STEP,
     BALANCED,
@@ -20,7 +21,6 @@ from lora_workbench.training.picking import (
     scored,
     why_broken,
 )
-from lora_workbench.training.run import EMA, Checkpoint, Checkpoints
 from lora_workbench.training.scores import Score, Scored, differences
 
 BASE_LEVELS = (0.1, 0.4, 2.0)

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from toys import Batches, Denoiser, equal
 
 from lora_workbench.training import lora_file, whole_file
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.loop import Snapshot, Step, train
 from lora_workbench.training.recording import recorded, validated
-from lora_workbench.training.run import Checkpoint, TrainingRun, safe_name
+from lora_workbench.training.run import TrainingRun, safe_name
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 1e-4, "seed": 0}, "lora": {"rank": 4, "alpha": 0.0}}
 

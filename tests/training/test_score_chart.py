@@ -7,9 +7,9 @@ import numpy
 import pytest
 from PIL import Image, ImageColor
 
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.figures import HEIGHT, INK, RED, WIDTH
 from lora_workbench.training.picking import BALANCED, Decision, decide
-from lora_workbench.training.run import Checkpoint
 from lora_workbench.training.score_chart import BLUE, FAINT, GREEN, SAFE, curve, heat_map, reading
 from lora_workbench.training.scores import Score, Scored
 

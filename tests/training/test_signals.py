@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from lora_workbench.training import signals
-from lora_workbench.training.run import Checkpoint
+from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.scores import Score, Scored
 from lora_workbench.training.signals import fingerprint
 

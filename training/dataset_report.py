@@ -9,7 +9,7 @@ from .doctor.vocabulary import style_of, tag_counts
 
 # How many pictures people usually teach something with.
 PURPOSES = {"a character": (15, 30), "an object": (20, 50), "a style": (50, 200), "a concept": (30, 100)}
-MOST_OF_A_KIND = 3
+MOST_OF_A_KIND, MOST_NAMED = 3, 10
 MOST_TAGS = 12
 
 
@@ -83,7 +83,13 @@ def _epoch(examples: Sequence[Example]) -> str:
 def _names(examples: Sequence[Example]) -> str:
     if not examples:
         return "none, so the picker can only guess from the training pictures"
-    return f"{len(examples)} ({', '.join(example.path.name for example in examples)})"
+    return f"{len(examples)} ({_some([example.path.name for example in examples])})"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many there are beside them: a report of thousands would be read by nobody."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} others" if more > 0 else "")
 
 
 def _buckets(dataset: Dataset) -> list[str]:
@@ -115,4 +121,4 @@ def _oddities(diagnosis: Diagnosis | None) -> list[str]:
 def _of_a_kind(kind: str, findings: Sequence[Finding]) -> list[str]:
     lines = [f"  {kind}: {finding.path.name} {finding.message}" for finding in findings[:MOST_OF_A_KIND]]
     more = [finding.path.name for finding in findings[MOST_OF_A_KIND:]]
-    return lines + [f"  {kind}: {len(more)} more ({', '.join(more)})"] * bool(more)
+    return lines + [f"  {kind}: {len(more)} more ({_some(more)})"] * bool(more)

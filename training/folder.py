@@ -22,6 +22,9 @@ from .images import look_at
 from .listing import KOHYA, SUB_FOLDERS, Source, pictures_of, sources_of, unread_notes
 from .split import hold_out_count, split
 
+MOST_REPEATS, MOST_IN_EPOCH = 1000, 2_000_000
+"""With more repeats a folder's number is rather a date; an epoch of more pictures does not fit into memory."""
+
 
 def scan(
     folder: Path,
@@ -55,6 +58,7 @@ def scan(
     if not reader.examples:
         raise ValueError(f"None of the pictures in {folder} can be read, e.g. {reader.unreadable[-1]}")
     examples = [replace(e, repeats=e.repeats * repeats, weight=weight) for e in reader.examples]
+    repeat_notes = _repeat_notes(reader.examples, repeats)
     if role == REGULARIZATION:
         train, kept = tuple(replace(example, role=role) for example in examples), ()
     elif role == VALIDATION:
@@ -70,7 +74,7 @@ def scan(
         uncaptioned=tuple(reader.uncaptioned),
         **training,
     )
-    notes = [*unread_notes(folder, sub_folders), *reader.notes(), *_size_notes(dataset)]
+    notes = [*unread_notes(folder, sub_folders), *repeat_notes, *reader.notes(), *_size_notes(dataset)]
     return replace(dataset, notes=(*notes, *caption_notes(dataset)))
 
 
@@ -134,6 +138,17 @@ def _check(repeats: int, role: str, weight: float, sub_folders: str, mask_source
     ):
         if value not in known:
             raise ValueError(f"{name} is '{value}', but must be one of: {', '.join(known)}.")
+
+
+def _repeat_notes(examples: Sequence[Example], repeats: int) -> list[str]:
+    """A note on each folder whose number is too high for one of repeats; ValueError when an epoch gets too long."""
+    folders = {e.path.parent.name: e.repeats for e in examples if e.repeats > MOST_REPEATS}
+    rename = "rename the folder if its number means something else, such as a date"
+    if (total := repeats * sum(example.repeats for example in examples)) > MOST_IN_EPOCH:
+        name = max(folders, key=folders.get, default="")
+        remedy = f"lower repeats, or {rename}, as in {name}." if name else "lower repeats."
+        raise ValueError(f"An epoch of {total:,} pictures is more than fits into memory: {remedy}")
+    return [f"{name} repeats each of its pictures {times:,} times: {rename}." for name, times in folders.items()]
 
 
 def _size_notes(dataset: Dataset) -> list[str]:

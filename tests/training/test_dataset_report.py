@@ -89,6 +89,16 @@ def test_findings_are_listed_with_those_of_the_dataset_first(folder):
     ]
 
 
+def test_of_thousands_the_first_are_named_and_the_others_counted(folder):
+    blurry = tuple(Finding("blurry", "is blurry.", folder / f"{number}.png") for number in range(20_000))
+    report = describe(scan(folder), Diagnosis(blurry))
+    assert len(report) < 5_000
+    assert report.endswith(
+        "  blurry: 19997 more (3.png, 4.png, 5.png, 6.png, 7.png, 8.png, 9.png, 10.png, 11.png, 12.png"
+        " and 19987 others)"
+    )
+
+
 def test_a_clean_bill_is_said(folder):
     dataset = scan(folder)
     assert "Worth a look: nothing, all seems well" in describe(dataset, Diagnosis())

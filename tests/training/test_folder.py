@@ -149,6 +149,21 @@ def test_who_is_held_out_does_not_depend_on_where_the_folder_lies(tmp_path):
     assert names(first.held_out) == names(second.held_out)
 
 
+def test_a_date_in_the_place_of_repeats_is_said_and_an_epoch_that_would_fill_memory_is_refused(tmp_path):
+    draw(tmp_path / "1_star" / "1.png", (64, 64), caption="a star")
+    folder_of(tmp_path / "231225_holiday", 2)
+    rename = "rename the folder if its number means something else, such as a date"
+    assert scan(tmp_path, resolution=64).notes == (
+        f"231225_holiday repeats each of its pictures 231,225 times: {rename}.",
+    )
+    with pytest.raises(
+        ValueError, match=r"An epoch of 4,624,510 pictures .* lower repeats, or .* in 231225_holiday\.$"
+    ):
+        scan(tmp_path, resolution=64, repeats=10)
+    with pytest.raises(ValueError, match=r"memory: lower repeats\.$"):
+        scan(tmp_path / "1_star", repeats=2_000_001)
+
+
 def test_repeats_below_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         scan(folder_of(tmp_path, 1), repeats=0)

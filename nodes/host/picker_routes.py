@@ -26,7 +26,8 @@ def register(routes: web.RouteTableDef) -> None:
 
     GET /lora_workbench/picker/7 answers the state of the Picker on node 7. POST there to /choose {"lora": name} answers
     its question, /keep {"lora": name} copies a file into the loras folder, /delete {"loras": [names], "bytes": total}
-    deletes files of exactly that size together, /again has the node run once more; 409 says why not.
+    deletes files of exactly that size together, /again has the node run once more; 409 says why not. With the
+    state's "id" that picking alone is meant: another workflow may have a Picker on a node of the same number.
     """
     answers = answering("A Picker can be asked", (OSError, ValueError))
     routes.get(ADDRESS)(answers(_state))
@@ -53,8 +54,16 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and "\0" not in value
 
 
-async def _lora(request: web.Request) -> str:
-    lora = (await json_body(request)).get("lora")
+async def _asked(request: web.Request) -> tuple[Choice, dict]:
+    """The Picker that is meant, and what is asked of it."""
+    found, body = _choice(request), await json_body(request)
+    if body.get("id", found.id) != found.id:
+        raise NotPossible(f"Node {found.node_id} has begun another picking since: look at its list again.")
+    return found, body
+
+
+def _lora(body: dict) -> str:
+    lora = body.get("lora")
     if not _is_name(lora):
         raise Refusal(400, "'lora' must be the name of a LoRA file, as text.")
     return lora
@@ -69,13 +78,15 @@ async def _state(request: web.Request) -> web.Response:
 
 
 async def _choose(request: web.Request) -> web.Response:
-    chosen, lora = _choice(request), await _lora(request)
+    chosen, body = await _asked(request)
+    lora = _lora(body)
     await _off_the_loop(chosen.choose, lora)
     return web.json_response({"node_id": chosen.node_id, "chosen": lora})
 
 
 async def _keep(request: web.Request) -> web.Response:
-    return web.json_response({"kept": await _off_the_loop(_kept, _choice(request), await _lora(request))})
+    chosen, body = await _asked(request)
+    return web.json_response({"kept": await _off_the_loop(_kept, chosen, _lora(body))})
 
 
 def _kept(chosen: Choice, lora: str) -> str:
@@ -91,7 +102,7 @@ def _named(chosen: Choice, lora: str) -> tuple:
 
 
 async def _delete(request: web.Request) -> web.Response:
-    chosen, body = _choice(request), await json_body(request)
+    chosen, body = await _asked(request)
     names, total = body.get("loras"), body.get("bytes")
     if not isinstance(names, list) or not 0 < len(names) <= MOST_FILES or not all(map(_is_name, names)):
         raise Refusal(400, "'loras' must be a list of names of LoRA files.")

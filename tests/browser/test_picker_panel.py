@@ -149,7 +149,8 @@ class Shown:
     def was_asked(self, *requests):
         self.page.wait_for_function("() => true")  # routes are answered while something is waited for
         self.page.wait_for_timeout(200)
-        assert self.asked == list(requests)
+        meant = {"id": self.state["id"]}
+        assert self.asked == [(action, body and {**body, **meant}) for action, body in requests]
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,23 @@ def test_what_the_user_chooses_by_http_is_what_the_waiting_node_gets(ask, shown)
     assert status == 409 and answer["error"].startswith("Node 7 is not asking now")
 
 
+@pytest.mark.parametrize("action", ["choose", "keep", "delete"])
+def test_what_was_meant_for_another_picking_of_that_node_number_changes_nothing(ask, picked, folder, action):
+    """Two workflows may each have a Picker on node 7; a page that lost its connection shows the one before."""
+    others = {"loras": [named(2), named(6)], "bytes": size(folder, named(2), named(6))}
+    body, before = (
+        {"choose": {"lora": named(2)}, "keep": {"lora": named(4)}, "delete": others}[action],
+        everything(folder),
+    )
+    with Choice("7", "star") as newer:
+        newer.files(files())
+        newer.picked(named(4))
+        status, answer = ask("POST", f"7/{action}", {**body, "id": picked.id})
+        assert (status, answer["error"]) == (409, "Node 7 has begun another picking since: look at its list again.")
+        assert everything(folder) == before
+        assert action == "choose" or ask("POST", f"7/{action}", {**body, "id": newer.id})[0] == 200
+
+
 def test_nothing_can_be_chosen_on_a_node_that_does_not_ask(ask, shown):
     for node, sentence in (("7", "Node 7 is not asking now"), ("8", "Node 8 has not picked since ComfyUI started")):
         status, answer = ask("POST", f"{node}/choose", {"lora": named(2)})

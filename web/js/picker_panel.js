@@ -309,7 +309,7 @@ export class PickerPanel extends LivePanel {
     this.waiting = true;
     this.render();
     try {
-      return await this.live.ask(action, body);
+      return await this.live.ask(action, body && { ...body, id: this.state.id });
     } catch (error) {
       this.told = { text: error.message, isError: true };
     } finally {

@@ -275,6 +275,25 @@ def test_a_batch_without_a_second_question_costs_no_second_answer():
     assert asked == [2, 1], "the answers that are kept are found in parts as well"
 
 
+@pytest.mark.parametrize(("parts", "kept"), [(1, (0, 2, 3)), (2, (0, 2, 3)), (4, (2,)), (1, ())])
+def test_going_backward_from_both_answers_in_turn_gives_the_gradient_of_their_sum(parts, kept):
+    """With masks, weights and a loss scale, also where none of a part is preserved."""
+    batch, objective, gradients = told(batch_of(), kept), Objective(EVERYTHING, 1), []
+    for together in (True, False):
+        denoiser = moved(Denoiser())
+        denoiser.parts, denoiser.loss_scale = parts, 64.0
+        if together:
+            question = objective.question(denoiser, batch, 3)
+            with denoiser.adapted():
+                loss = sum(sum(objective.terms(denoiser, part)).sum() for part in question.parts(parts))
+            (loss * 64 / SIZE / 2).backward()
+        else:
+            add_gradients(denoiser, objective, denoiser.adapters, batch, 3, share=1 / 2)
+        gradients.append(denoiser.adapters.values.grad.clone())
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
 def test_preservation_never_holds_the_activations_of_both_answers():
     """What the first answer keeps for backward is gone when the second is asked for."""
     kept, alive = [], []

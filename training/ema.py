@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from .lora import Adapters
@@ -47,10 +50,20 @@ class Average:
         self._values.copy_(kept)
 
 
-def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of some states of the same adapters; ValueError when there is none or they do not fit together."""
-    if not states:
+def averaged(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of some files of the same adapters, in the last one's precision, read tensor by tensor.
+
+    ValueError when there is none or they do not fit together.
+    """
+    if not paths:
         raise ValueError("There is no checkpoint to average: save at least one.")
-    if any(state.keys() != states[0].keys() for state in states):
-        raise ValueError("The checkpoints to average belong to different adapters: average those of one run only.")
-    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in paths]
+        names = files[-1].keys()
+        if any(set(file.keys()) != set(names) for file in files):
+            raise ValueError("The checkpoints to average belong to different adapters: average those of one run only.")
+        return {name: _mean([file.get_tensor(name) for file in files]) for name in names}
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.float() for tensor in tensors]).mean(0).to(tensors[-1].dtype)

@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Protocol
 
-from safetensors.torch import load_file
-
 from . import lora_file, metrics, state
 from .checkpoint import EMA, Checkpoint, Checkpoints, Validation, mean_of
 from .description import OURS, read
@@ -85,7 +83,8 @@ class TrainingRun:
                 return same or cls._new(unused or folder, loras, base, identity, others)
             if record is None:
                 continue
-            if effective(record["identity"]) == effective(identity) and not start_over:
+            stored, wanted = effective(record["identity"], identity)
+            if stored == wanted and not start_over:
                 same = cls(folder, loras, record)
             elif not has_files and _is_untrained(folder, record):
                 unused = unused or folder
@@ -253,10 +252,8 @@ class TrainingRun:
         for there in self.averages():
             if Path(there.path) == path and there.step == entries[-1].step:
                 return there
-        files = [load_file(entry.path) for entry in entries]
-        mean = averaged(files)
         told = {**read(newest), f"{OURS}average": f"last {len(entries)}"}
-        lora_file.write(path, {name: mean[name].to(tensor.dtype) for name, tensor in files[-1].items()}, told)
+        lora_file.write(path, averaged([Path(entry.path) for entry in entries]), told)
         entry = self._enter("averages", path, entries[-1].step, None, f"last {len(entries)}")
         self._write_record()
         return entry

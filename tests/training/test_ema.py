@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toys import Batches, Denoiser, equal
 
 from lora_workbench.training.config import TrainConfig
@@ -78,18 +79,24 @@ def test_the_average_answers_held_out_pictures_no_worse():
     assert found["average"] <= found["raw"]
 
 
-def test_the_mean_of_checkpoints_is_their_mean():
-    states = [{"a": torch.full((2, 3), float(number)), "b": torch.ones(1).half()} for number in (1, 2, 6)]
-    mean = averaged(states)
-    assert torch.equal(mean["a"], torch.full((2, 3), 3.0)) and torch.equal(mean["b"], torch.ones(1))
-    assert torch.equal(states[0]["a"], torch.ones(2, 3))
-    assert equal(averaged(states[:1]), {name: tensor.float() for name, tensor in states[0].items()})
+def written(folder, states):
+    paths = [folder / f"{number}.safetensors" for number in range(len(states))]
+    for path, tensors in zip(paths, states, strict=True):
+        save_file(tensors, path)
+    return paths
+
+
+def test_the_mean_of_checkpoints_is_their_mean_in_the_precision_of_the_last(tmp_path):
+    states = [{"a": torch.full((2, 3), float(number)), "b": torch.full((1,), number).half()} for number in (1, 2, 6)]
+    paths = written(tmp_path, states)
+    assert equal(averaged(paths), {"a": torch.full((2, 3), 3.0), "b": torch.full((1,), 3.0).half()})
+    assert equal(averaged(paths[:1]), states[0])
 
 
 @pytest.mark.parametrize(
     ("states", "words"),
     [([], "no checkpoint"), ([{"a": torch.ones(1)}, {"b": torch.ones(1)}], "different adapters")],
 )
-def test_what_cannot_be_averaged_is_one_sentence(states, words):
+def test_what_cannot_be_averaged_is_one_sentence(states, words, tmp_path):
     with pytest.raises(ValueError, match=rf"{words}.*\.$"):
-        averaged(states)
+        averaged(written(tmp_path, states))

@@ -16,6 +16,7 @@ from ..training.checkpoint import Checkpoint
 from ..training.class_words import with_class_words
 from ..training.dataset import Dataset
 from ..training.embeddings import new_words
+from ..training.identity import MASKED
 from ..training.lora import Part
 from ..training.plan_notes import notes_on_pictures
 from ..training.presets import ExpertSettings, Plan, plan
@@ -170,11 +171,13 @@ def prepared(request: Request) -> Job:
 
 def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: GraphEncoder) -> dict[str, object]:
     """All that decides the weights: a run is gone on with only when it is the same."""
+    dataset = request.dataset
     identity = {
         "model": denoiser.identity,
         "vae": encoder.latents_key,
         "clip": encoder.text_key,
-        "dataset": fingerprint(request.dataset, classes=chosen.train.objective.preservation > 0),
+        "dataset": fingerprint(dataset, classes=chosen.train.objective.preservation > 0),
+        MASKED: any(example.mask for example in (*dataset.examples, *dataset.held_out)),
         "lora": asdict(chosen.lora),
         "train": chosen.train.identity(),
     }

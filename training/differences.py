@@ -17,7 +17,7 @@ MOST_NAMED = 4
 
 def differences(one: Mapping, other: Mapping) -> list[str]:
     """What differs between two identities, each a thing or a setting by its name."""
-    return list(dict.fromkeys(_names(effective(one), effective(other))))
+    return list(dict.fromkeys(_names(*effective(one, other))))
 
 
 def named_beside(title: str, name: str, identity: Mapping, others: Mapping[str, Mapping]) -> str:

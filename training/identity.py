@@ -7,15 +7,25 @@ from collections.abc import Mapping
 from .config import L2, LOGIT_NORMAL, OFT, SHIFT
 from .schedule import RESTARTS
 
+MASKED = "masked"
+"""Whether any picture has a mask; runs of earlier versions do not say."""
 
-def effective(identity: Mapping) -> dict:
-    """An identity (nodes/job.py) without what changes nothing: equal ones are the same training.
 
-    Runs on disk keep the whole of it, so that what is left out here can change.
+def effective(one: Mapping, other: Mapping) -> tuple[dict, dict]:
+    """Two identities (nodes/job.py) without what changes nothing: equal ones are the same training.
+
+    Runs on disk keep the whole of it, so that what is left out here can change. The same pictures have the same masks,
+    so it is enough that one of the two says whether there are any.
     """
+    masked = one.get(MASKED, other.get(MASKED, True))
+    return _effective({**one, MASKED: masked}), _effective({**other, MASKED: masked})
+
+
+def _effective(identity: Mapping) -> dict:
     train, lora = identity.get("train", {}), identity.get("lora", {})
     objective, text = train.get("objective", {}), train.get("text", {})
-    parts = {"objective": _without(objective, _unasked(objective)), "text": _without(text, _untrained(text))}
+    unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor"])]
+    parts = {"objective": _without(objective, unused), "text": _without(text, _untrained(text))}
     train = _without(train, () if train.get("schedule") == RESTARTS else ("restarts",))
     lora = _without(lora, ("rank_stabilized",) if lora.get("kind") == OFT else ())
     return {**identity, "train": {**train, **parts}, "lora": lora}

@@ -357,6 +357,18 @@ def test_files_that_no_state_holds_are_missed_in_one_sentence(trainer):
 
 
 @on_sdxl
+def test_what_masks_leave_out_makes_another_training_only_where_there_are_masks(trainer):
+    other = ExpertSettings(mask_floor=0.5)
+    trainer.queue(steps=1)
+    assert trainer.queue(steps=1, settings=other)["report"].startswith("LoRA 'star'\n")
+    (trainer.folder / "masks").mkdir()
+    Image.new("L", (128, 128), 255).save(trainer.folder / "masks" / "0.png")
+    assert any(example.mask for example in trainer.dataset().examples)
+    names = [trainer.queue(steps=1, settings=wanted)["lora_name"] for wanted in (ExpertSettings(), other)]
+    assert [name.split("/")[0] for name in names] == ["star_v2", "star_v3"]
+
+
+@on_sdxl
 def test_checkpoints_are_made_every_so_many_steps_and_at_the_end(trainer):
     outputs = trainer.queue(steps=5, save_every=2)
     assert [entry.step for entry in outputs["checkpoints"].entries] == [2, 4, 5]

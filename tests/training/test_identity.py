@@ -8,7 +8,7 @@ from toys import Batches, Denoiser, equal, part
 
 from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.differences import differences
-from lora_workbench.training.identity import effective
+from lora_workbench.training.identity import MASKED, effective
 from lora_workbench.training.loop import train
 from lora_workbench.training.lora import Adapters
 from lora_workbench.training.run import TrainingRun
@@ -23,6 +23,7 @@ IDLE = [
     ({}, {"class_words": "woman"}),
     ({}, {"restarts": 3}),
     ({"kind": "oft"}, {"rank_stabilized": True}),
+    ({}, {"mask_floor": 0.5}),
 ]
 AT_WORK = [
     ({"loss": "huber"}, {"huber_c": 0.5}),
@@ -45,9 +46,14 @@ def configurations(settings):
     return configured(LoraConfig(rank=4), settings), configured(TrainConfig(steps=4, objective=objective), settings)
 
 
-def identity(settings):
+def identity(settings, masked=False):
     lora, config = configurations(settings)
-    return {"model": "abc", "lora": asdict(lora), "train": config.identity()}
+    return {"model": "abc", MASKED: masked, "lora": asdict(lora), "train": config.identity()}
+
+
+def same(one, other) -> bool:
+    first, second = effective(one, other)
+    return first == second
 
 
 def trained(settings):
@@ -64,23 +70,37 @@ def trained(settings):
 def test_a_setting_without_effect_makes_no_other_training(settings, change):
     assert equal(trained(settings), trained(settings | change))
     one, other = identity(settings), identity(settings | change)
-    assert one != other and effective(one) == effective(other) and differences(one, other) == []
+    assert one != other and same(one, other) and differences(one, other) == []
 
 
 @pytest.mark.parametrize(("settings", "change"), AT_WORK, ids=str)
 def test_the_same_setting_makes_another_training_where_it_has_an_effect(settings, change):
     assert not equal(trained(settings), trained(settings | change))
     one, other = identity(settings), identity(settings | change)
-    assert effective(one) != effective(other) and differences(one, other) == list(change)
+    assert not same(one, other) and differences(one, other) == list(change)
 
 
 def test_text_settings_count_where_something_of_the_text_is_trained():
     def of(**text):
-        return effective({"train": TrainConfig(text=TextConfig(**text)).identity()})
+        return {"train": TrainConfig(text=TextConfig(**text)).identity()}
 
-    assert of() == of(encoder_stop=0.5) == of(token_rate=3.0)
-    assert of(encoder_rate=0.5) != of(encoder_rate=0.5, encoder_stop=0.0)
-    assert of(new_tokens=2) != of(new_tokens=2, token_rate=3.0)
+    assert same(of(), of(encoder_stop=0.5)) and same(of(), of(token_rate=3.0))
+    assert not same(of(encoder_rate=0.5), of(encoder_rate=0.5, encoder_stop=0.0))
+    assert not same(of(new_tokens=2), of(new_tokens=2, token_rate=3.0))
+
+
+def test_what_masks_leave_out_counts_where_there_are_masks_which_earlier_versions_did_not_say():
+    def of(version, **settings):
+        return {
+            name: value
+            for name, value in identity(settings, masked=version == "masks").items()
+            if version or name != MASKED
+        }
+
+    changed = {"mask_floor": 0.5}
+    assert not same(of("masks"), of("masks", **changed)) and not same(of(""), of("", **changed))
+    assert same(of("", **changed), of("no masks")) and same(of("no masks"), of("", **changed))
+    assert same(of(""), of("masks")) and not same(of("", **changed), of("masks"))
 
 
 def test_a_run_is_gone_on_with_whatever_idle_settings_it_was_stored_with(tmp_path):

@@ -83,7 +83,8 @@ class Previews:
         for path in [*(self._run.folder / "previews").glob("*.png"), *covers]:
             step = re.match(r"\d{6,}", path.name.removeprefix(f"{self._run.name}_"))
             if step and int(step[0]) > after:
-                patiently(path.unlink)
+                with suppress(PermissionError):  # open in a program on Windows: no reason to end a training
+                    patiently(path.unlink)
 
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
         """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""

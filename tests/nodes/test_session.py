@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_workbench.nodes import session, time_limit
+from lora_workbench.nodes import previews, session, time_limit
 from lora_workbench.nodes.host import controls, loras
 from lora_workbench.nodes.host.memory import OUT_OF_MEMORY
 from lora_workbench.nodes.trainer import LoraWorkbenchTrainer
@@ -393,6 +393,15 @@ def test_previews_of_steps_that_were_undone_are_drawn_again(trainer, monkeypatch
         preview(trainer, 2), queueing.by_the_graphs_nodes(trainer, "zork", "star/star_000002.safetensors")
     )
     assert outputs["lora_name"] == "star/star_000004.safetensors"
+
+
+def test_a_preview_that_is_open_elsewhere_does_not_end_a_training_that_goes_back(trainer, monkeypatch):
+    def refuse(change):
+        raise PermissionError("used by another process")
+
+    monkeypatch.setattr(previews, "patiently", refuse)
+    breaking_at(3, monkeypatch)
+    assert "Trained 4 steps" in trainer.queue(preview_prompts="zork")["report"]
 
 
 def test_a_plan_of_the_users_own_is_followed(trainer):

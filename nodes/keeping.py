@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -34,8 +35,7 @@ def keep(checkpoint: Checkpoint, name: str, picture: Path | None = None) -> Path
     target = kept_as(checkpoint, name)
     while target is None:
         place = _version(source, name, number)
-        free = not cover_of(place).exists() and not place.exists()
-        if free and _copy(source, place):
+        if not _is_taken(place, source) and _copy(source, place):
             target = place
         number += 1
     cover = cover_of(source) if cover_of(source).is_file() else picture
@@ -50,7 +50,7 @@ def kept_as(checkpoint: Checkpoint, name: str) -> Path | None:
     source = Path(checkpoint.path)
     for number in range(1, MOST_VERSIONS):
         place = _version(source, name, number)
-        if not place.exists() and not cover_of(place).exists():
+        if not _is_taken(place, source):
             return None
         if place.is_file() and content_of(place) == content_of(source):
             return place
@@ -93,6 +93,20 @@ def _version(source: Path, name: str, number: int) -> Path:
         raise ValueError(f"There are already {MOST_VERSIONS - 1:,} files called '{name}': delete some of them.")
     title = _title(name, source)
     return folders.loras_folder() / f"{title if number == 1 else f'{title}_v{number}'}{source.suffix}"
+
+
+def _is_taken(place: Path, source: Path) -> bool:
+    """Whether a name is that of another file or cover, or its words' names are those of other embeddings."""
+    if place.exists() or cover_of(place).exists():
+        return True
+    folder, (called,) = folders.embeddings_folder(), embedding_names([""], place.name).values()
+    if not any(folder.glob(f"{escape(called)}*.safetensors")):
+        return False
+    words = bundled_words(content_of(source).names)
+    there = {word: embedding_path(folder, name) for word, name in embedding_names(words, place.name).items()}
+    there = {word: path for word, path in there.items() if path.is_file()}
+    rows = unbundled(_tensors(source)) if there else {}
+    return not all(_equal(_tensors(path), rows.get(word, {})) for word, path in there.items())
 
 
 def _title(name: str, source: Path) -> str:

@@ -143,6 +143,21 @@ def test_the_embeddings_of_new_words_are_there_for_the_copy_too(folder, tmp_path
     assert (words / "star_v2.safetensors").read_bytes() == b"mine"
 
 
+def test_a_copy_whose_words_would_be_called_like_those_of_another_gets_a_name_of_its_own(folder, tmp_path):
+    first = lora(folder, 2, **{f"{BUNDLED}zork.clip_l": torch.ones(2, 4)})
+    second = lora(folder, 4, **{f"{BUNDLED}zork.clip_l": torch.zeros(2, 4)})
+    words = tmp_path / "words"
+    (words / "star").mkdir(parents=True)
+    for step, rows in ((2, torch.ones(2, 4)), (4, torch.zeros(2, 4))):
+        save_file({"clip_l": rows}, words / "star" / f"star_{step:06d}.safetensors")
+    assert keep(first, "my star").name == "my star.safetensors"
+    assert keep(second, "my_star").name == keep(second, "my_star").name == "my_star_v2.safetensors"
+    assert not load_file(words / "my_star_v2.safetensors")["clip_l"].any()
+    assert load_file(words / "my_star.safetensors")["clip_l"].all()
+    (folder / "my star.safetensors").unlink()
+    assert keep(first, "my star").name == "my star.safetensors"
+
+
 def test_deleting_takes_the_files_and_their_covers_and_nothing_else(folder):
     entries = [lora(folder, step) for step in (2, 4, 6)]
     for entry in entries:

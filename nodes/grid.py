@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..training.checkpoint import Checkpoint, Checkpoints
-from ..training.figures import labelled_grid
+from ..training.figures import labelled_grid, made_smaller
 from ..training.lora_content import content_of
 from ..training.picking import Decision
 from ..training.whole_file import write_atomically
@@ -81,11 +81,7 @@ class Grid:
         rows: list[list[Image.Image]] = [[] for _ in self.prompts]
         for cell in self.cells:
             with Image.open(cell.path) as picture:
-                shown = picture.convert("RGB")
-            share = (MOST_PIXELS / (len(self.cells) * shown.width * shown.height)) ** 0.5
-            if share < 1:
-                shown = shown.resize((max(1, int(share * shown.width)), max(1, int(share * shown.height))))
-            rows[cell.prompt].append(shown)
+                rows[cell.prompt].append(made_smaller(picture.convert("RGB"), len(self.cells), MOST_PIXELS))
         return labelled_grid(rows, [_marked(column, mark) for column in self.columns], self.prompts)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..training.checkpoint import Checkpoint
 from ..training.description import add_cover
-from ..training.figures import labelled_grid
+from ..training.figures import labelled_grid, made_smaller
 from ..training.loop import Snapshot
 from ..training.run import WriteLora
 from ..training.whole_file import patiently, write_atomically
@@ -29,7 +29,7 @@ from .pictures import png_bytes, to_picture
 if TYPE_CHECKING:
     from .job import Job
 
-MOST_COLUMNS = 12
+MOST_COLUMNS, MOST_PIXELS = 12, 100_000_000
 
 
 class Previews:
@@ -87,11 +87,15 @@ class Previews:
                     patiently(path.unlink)
 
     def strip(self, checkpoints: Sequence[Checkpoint], progress: Progress) -> Image.Image:
-        """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first."""
+        """All previews in one picture: a row a prompt, a column a checkpoint, the untrained base first.
+
+        Those of very many prompts are made smaller, since an IMAGE of them could fill memory; their files are not.
+        """
         shown = spread(checkpoints, MOST_COLUMNS - 1)
         columns = [self._row(None, progress)] + [self._row(checkpoint, progress) for checkpoint in shown]
         headings = ["untrained"] + [f"step {checkpoint.step}" for checkpoint in shown]
-        rows = [[column[number] for column in columns] for number in range(len(self._prompts))]
+        count = len(columns) * len(self._prompts)
+        rows = [[made_smaller(column[n], count, MOST_PIXELS) for column in columns] for n in range(len(self._prompts))]
         return labelled_grid(rows, headings, self._prompts)
 
     def rows(self, checkpoints: Sequence[Checkpoint]) -> list[tuple[str, list[tuple[int, Path]]]]:

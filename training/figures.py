@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .lettering import fitted
+
 INK, PALE, GRID, PAPER, RED = "#1f2933", "#9fb3c8", "#e4e9f0", "#ffffff", "#c2410c"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 90, 30, 56, 56
 SMOOTHING = 0.95
@@ -27,7 +29,7 @@ def loss_chart(
     losses, validation = finite(losses), finite(validation)
     font = ImageFont.load_default(20)
     room = _legend(draw, bool(validation)) if losses else WIDTH - RIGHT
-    draw.text((LEFT, 28), _cut(draw, title, font, room - LEFT), fill=INK, font=font, anchor="lm")
+    draw.text((LEFT, 28), _cut(title, font, room - LEFT), fill=INK, font=font, anchor="lm")
     if not losses:
         draw.text((LEFT, HEIGHT // 2), "No step has been trained yet.", fill=INK, font=ImageFont.load_default(16))
         return image
@@ -73,6 +75,14 @@ def ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
     return [number * distance for number in range(first, last + 1)]
 
 
+def made_smaller(picture: Image.Image, count: int, most: int) -> Image.Image:
+    """A picture for a grid of `count`, smaller where all of them together would have more than `most` pixels."""
+    share = (most / (count * picture.width * picture.height)) ** 0.5
+    if share >= 1:
+        return picture
+    return picture.resize((max(1, int(share * picture.width)), max(1, int(share * picture.height))))
+
+
 def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
     """Pictures in rows, a heading over each column and a line of text over each row.
 
@@ -87,10 +97,10 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
     font = ImageFont.load_default(14)
     for number, heading in enumerate(columns):
         middle = gap + number * (width + gap) + width / 2
-        draw.text((middle, head / 2), _cut(draw, heading, font, width + gap - 2), fill=INK, font=font, anchor="mm")
+        draw.text((middle, head / 2), _cut(heading, font, width + gap - 2), fill=INK, font=font, anchor="mm")
     for number, (pictures, label) in enumerate(zip(rows, labels, strict=True)):
         top = head + number * (height + line + gap)
-        text = _cut(draw, label, font, grid.width - 2 * gap)
+        text = _cut(label, font, grid.width - 2 * gap)
         draw.text((gap, top + line / 2), text, fill=INK, font=font, anchor="lm")
         for column, picture in enumerate(pictures):
             grid.paste(picture, (gap + column * (width + gap), top + line))
@@ -104,13 +114,8 @@ def _range(losses: list[tuple[int, float]], shown: Sequence[tuple[int, float]]) 
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
-    text = " ".join(text.split())
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text + "…"
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    return fitted(" ".join(text.split()), font, width)
 
 
 def _line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: str, width: int) -> None:

@@ -39,7 +39,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
     return wrapped
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, cut to end in "…" where it is wider than ``width`` pixels."""
     if font.getlength(text) <= width:
         return text

@@ -71,6 +71,13 @@ def test_a_strip_never_has_more_columns_than_fit_on_a_screen(trainer):
     assert len(outputs["checkpoints"].entries) == 14
 
 
+@pytest.mark.parametrize("kind", ["sdxl"])
+def test_a_strip_of_very_many_prompts_shows_them_smaller(trainer, monkeypatch):
+    monkeypatch.setattr("lora_workbench.nodes.previews.MOST_PIXELS", 2 * 2 * 32 * 32)
+    outputs = trainer.queue(steps=2, save_every=2, rank=1, preview_prompts="zork\na red circle")
+    assert outputs["previews"].shape[1:3] == (30 + 2 * (32 + 26 + 6) + 6, 2 * (32 + 6) + 6)
+
+
 @both_families
 def test_a_deleted_preview_is_made_again_as_it_was_and_no_other(trainer):
     trainer.queue()

@@ -1,6 +1,7 @@
 """The loss chart and the grid of labelled pictures."""
 
 import math
+import time
 
 import numpy
 import pytest
@@ -148,3 +149,12 @@ def test_without_a_picture_there_is_no_grid():
     for rows in ([], [[]]):
         with pytest.raises(ValueError, match="give at least one prompt"):
             labelled_grid(rows, [], [""] * len(rows))
+
+
+def test_a_caption_as_long_as_a_book_is_cut_at_once():
+    """The first caption is the prompt of previews when nobody gives another."""
+    picture = Image.new("RGB", (64, 64))
+    started = time.process_time()
+    grid = labelled_grid([[picture]], ["untrained"], ["a long caption " * 1000])
+    assert time.process_time() - started < 5  # letter by letter it takes minutes
+    assert numpy.array_equal(grid, labelled_grid([[picture]], ["untrained"], ["a long caption " * 10]))

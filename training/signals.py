@@ -20,7 +20,7 @@ from .checkpoint import Validation
 from .doctor.pictures import perceptual_hashes
 from .scores import Score, Scored, comparable, differences
 
-NEIGHBOURS = 3
+NEIGHBOURS, AT_ONCE = 3, 1000
 COPIED_BITS = 10
 """Hashes this near are of one picture, as found among 180 real ones (doctor/duplicates.py)."""
 USUAL = 0.95
@@ -275,14 +275,19 @@ def _nearest(cosines: Tensor) -> float:
 
 def _usual_cosine(training: Tensor, fingerprints: Sequence[Fingerprint]) -> float | None:
     """The 95 % quantile of the cosines to the nearest other picture; None where no two differ."""
-    cosines = (training @ training.t()).double()
-    for one, print_ in enumerate(fingerprints):
-        for other, another in enumerate(fingerprints):
-            if one == other or print_.bits_from(another)[0] <= COPIED_BITS:
-                cosines[one, other] = -torch.inf
-    nearest = cosines.max(dim=1).values
+    straight, mirrored = (_signs([getattr(one, way) for one in fingerprints]) for way in ("straight", "mirrored"))
+    nearest = torch.empty(len(training), dtype=torch.float64)
+    for some in torch.arange(len(training)).split(AT_ONCE):
+        agreement = torch.maximum(straight[some] @ straight.t(), straight[some] @ mirrored.t())
+        copied = (64 - agreement) / 2 <= COPIED_BITS  # as is the picture itself
+        nearest[some] = (training[some] @ training.t()).double().masked_fill(copied, -torch.inf).amax(1)
     nearest = nearest[nearest.isfinite()]
     return nearest.quantile(USUAL).item() if len(nearest) else None
+
+
+def _signs(hashes: Sequence[int]) -> Tensor:
+    """The bits of each hash as signs (N, 64): a product of two is how many bits agree less how many do not."""
+    return torch.tensor([[1.0 if value >> bit & 1 else -1.0 for bit in range(64)] for value in hashes])
 
 
 def _mean_spread(groups: Sequence[Tensor]) -> float | None:

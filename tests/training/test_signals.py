@@ -1,6 +1,7 @@
 """What pictures drawn with a LoRA show: likeness, copies, variety, bleed, adherence, and the size of the change."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -89,6 +90,14 @@ def test_a_mirrored_copy_is_found_too():
 def test_duplicates_among_the_training_pictures_do_not_hide_a_copy():
     twice, prints = torch.cat([TRAINING, TRAINING]), PRINTS + PRINTS
     assert len(signals.near_copies(TRAINING[3:4], [PRINTS[3]], twice, prints)) == 1
+
+
+def test_among_thousands_of_training_pictures_a_copy_is_found_at_once():
+    training, prints = around(0, 0.3, 4000), [PRINTS[number % 8] for number in range(4000)]
+    started = time.process_time()
+    (copy,) = signals.near_copies(training[1003:1004], [PRINTS[3]], training, prints)
+    assert copy.training == 1003
+    assert time.process_time() - started < 6  # pair by pair it takes a quarter of a minute
 
 
 def test_without_two_different_training_pictures_nothing_can_be_called_a_copy():

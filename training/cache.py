@@ -6,6 +6,7 @@ that whatever training draws lies ready; `encodings` says how many there are.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
@@ -28,6 +29,8 @@ from .wording import Wording, texts_of
 
 # Part of every key: raise it when pictures come to be decoded, or files to be written, in another way.
 FORMAT = 2
+UNSETTLED = 5.0
+"""Seconds within which a file may change twice and keep its time of change, as coarse as some file systems tell it."""
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 Item = TypeVar("Item")
@@ -266,11 +269,24 @@ def _key(*facts: object) -> str:
 
 
 def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
+    """The SHA-256 of a file, read once as long as it does not change: a dataset can have gigabytes."""
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        facts = path.stat()
+        if time.time() - max(facts.st_mtime, facts.st_ctime) < UNSETTLED:
+            return _read_hash(path)
+        return _known_hash(path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
     except OSError as error:
         raise ValueError(f"The picture {path} cannot be read ({error.strerror}): load the dataset again.") from error
+
+
+@lru_cache(maxsize=100_000)
+def _known_hash(path: Path, *_version: int) -> str:
+    return _read_hash(path)
+
+
+def _read_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

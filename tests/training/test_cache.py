@@ -456,6 +456,33 @@ def test_a_fingerprint_tells_all_that_decides_what_is_learned(folder):
     assert len({fingerprint(dataset) for dataset in [base, *others]}) == 1 + len(others)
 
 
+def test_pictures_that_stay_as_they_are_are_read_once_and_a_changed_one_again(folder, monkeypatch):
+    """A thousand photographs are gigabytes, and every queueing asks for the fingerprint."""
+    monkeypatch.setattr(cache, "UNSETTLED", 0.0)
+    read, read_hash = [], cache._read_hash
+    monkeypatch.setattr(cache, "_read_hash", lambda path: read.append(path.name) or read_hash(path))
+    dataset = scan(folder, resolution=128)
+    before = fingerprint(dataset)
+    assert sorted(read) == sorted(example.path.name for example in dataset.examples + dataset.held_out)
+    read.clear()
+    assert fingerprint(scan(folder, resolution=128)) == before and read == []
+    path = dataset.examples[0].path
+    os.utime(path, ns=(1, 1))
+    assert fingerprint(dataset) == before and read == [path.name]
+    path.write_bytes(dataset.examples[1].path.read_bytes())
+    assert fingerprint(dataset) != before and read == [path.name] * 2
+
+
+def test_a_picture_that_has_just_changed_is_read_whatever_its_time_of_change(folder):
+    dataset = scan(folder, resolution=128)
+    path, facts, before = dataset.examples[0].path, dataset.examples[0].path.stat(), fingerprint(dataset)
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert fingerprint(dataset) != before
+
+
 def test_the_fingerprint_of_a_plain_dataset_stays_what_it_was(folder):
     def facts(name):
         return [hashlib.sha256((folder / name).read_bytes()).hexdigest(), f"zork, a {name[:-4]} field", 2]

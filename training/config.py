@@ -8,7 +8,7 @@ from .families import ATTENTION_AND_FEED_FORWARD, LAYER_PRESETS
 from .patterns import overrides, patterns
 from .schedule import CONSTANT, SCHEDULES
 
-HIGHEST_RANK, HIGHEST_RATE = 1024, 1000
+HIGHEST_RANK, HIGHEST_RATE, MOST_STEPS = 1024, 1000, 1_000_000
 LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
 KINDS = (LORA, DORA, LOHA, LOKR, OFT)
 L2, HUBER, SMOOTH_L1 = "l2", "huber", "smooth l1"
@@ -163,7 +163,7 @@ class TrainConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        within("steps", self.steps, 1, 1_000_000)
+        within("steps", self.steps, 1, MOST_STEPS)
         within("learning_rate", self.learning_rate, 1e-8, 10.0)
         within("batch_size", self.batch_size, 1, 256)
         within("accumulation", self.accumulation, 1, 1024)

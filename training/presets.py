@@ -34,6 +34,7 @@ from .config import (
     LOHA,
     LOKR,
     LORA,
+    MOST_STEPS,
     PRODIGY,
     SCHEDULE_FREE,
     STYLE,
@@ -237,7 +238,7 @@ def plan(
         objective = replace(objective, timesteps=BIASED.get((preset, family.name), FROM_PRESET))
     train = settings.part(
         TrainConfig,
-        steps=steps or max(1, derived),
+        steps=steps or min(max(1, derived), MOST_STEPS),
         learning_rate=learning_rate or derived_rate(settings.optimizer, per_step, settings.kind),
         seed=seed,
         objective=objective,

@@ -47,6 +47,9 @@ def test_regularization_pictures_take_steps_of_their_own():
     assert planned(regularization=20).train.steps == 2 * planned().train.steps
     assert planned(pictures=500, regularization=250).train.steps == 4500
     assert planned(steps=70, regularization=20).train.steps == 70
+    assert (
+        planned(pictures=1, regularization=20_000).train.steps == 1_000_000
+    )  # and not an error about steps nobody chose
 
 
 def test_what_the_user_says_wins():

@@ -1,8 +1,9 @@
 """Training that outlives trouble: it begins again from a good state, more slowly, in less memory, or after a pause.
 
-Two states are kept in memory, copied every 50 steps; at first they are those that a run goes on from. When training
-goes wrong it goes back to the older of them, since the newer may be spoilt already, and on at half the learning rate.
-The state of the last step is copied only when it is needed: when memory ran out, and for a pause.
+Two states are kept in memory, copied every 50 steps. When training goes wrong it goes back to the older of them, since
+the newer may be spoilt already, and on at half the learning rate. A run that was stopped goes back to the state it goes
+on from, and when that was in vain to the one before, if it has it. The state of the last step is copied only when it is
+needed: when memory ran out, and for a pause.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class _Position:
     def __init__(self, resume: Snapshot | None, before: Snapshot | None, slowdown: float) -> None:
         self.slowdown, self.watch = slowdown, Watch(resume.losses if resume else None)
         self.newest, self.number = resume, resume.step if resume else 0
-        self._kept, self._live = [resume] if before is None else [before, resume], None
+        self._kept, self._live = [resume], None
+        self._before, self._tried = before, None
 
     def taken(self, step: Step) -> Step:
         """The step as it is passed on, after its state has been kept where it is its turn."""
@@ -118,9 +120,9 @@ class _Position:
         self.number = self.newest.step if self.newest else 0
 
     def go_back(self, trouble: str) -> str:
-        """Return to the older state at half the rate, and say so; FloatingPointError when it was done often enough."""
+        """Return to a good state at half the rate, and say so; FloatingPointError when it was done often enough."""
         at, self._live = self.number, None
-        self.newest = self._kept[0]
+        self.newest = self._good()
         self._kept, self.number = [self.newest], self.newest.step if self.newest else 0
         if self.slowdown <= 0.5**TIMES:
             raise FloatingPointError(
@@ -132,6 +134,14 @@ class _Position:
             f"Step {at}: {trouble} Training went back to step {self.number} and goes on at "
             f"{self.slowdown:g} times the learning rate."
         )
+
+    def _good(self) -> Snapshot | None:
+        """The older of the states that are kept; where training went wrong from it already, the one before it."""
+        state = self._kept[0]
+        if state is self._tried and self._before is not None:
+            state, self._before = self._before, None
+        self._tried = state
+        return state
 
     def _copied(self) -> Snapshot | None:
         if self._live is not None:

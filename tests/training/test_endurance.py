@@ -292,12 +292,16 @@ def test_a_network_that_is_spoilt_is_given_back_as_it_was_at_half_the_rate():
     ]
 
 
-def test_a_run_that_goes_on_from_a_spoilt_state_goes_back_to_the_one_before():
+def test_a_run_goes_back_to_the_state_it_went_on_from_and_in_vain_to_the_one_before():
     plain = Training(steps=20)
     states = {step.number: step.snapshot() for step in plain.steps()}
-    training = Training(steps=30, batches=_BrokenOnce(20, 21, 22))
-    list(training.steps(resume=states[20], before=states[10]))
-    assert training.begun == [(20, 1.0), (10, 0.5)]
+    once = Training(steps=30, batches=_BrokenOnce(20, 21, 22))
+    list(once.steps(resume=states[20], before=states[10]))
+    assert once.begun == [(20, 1.0), (20, 0.5)]
+    always = Training(steps=30, batches=Batches(broken={20, 21, 22}))
+    with pytest.raises(FloatingPointError):
+        list(always.steps(resume=states[20], before=states[10]))
+    assert always.begun == [(20, 1.0), (20, 0.5), (10, 0.25), (10, 0.125)]
 
 
 class Cliff(Denoiser):

@@ -44,13 +44,16 @@ def check_disk(job: Job) -> None:
 
 
 def needed(job: Job) -> tuple[int, int]:
-    """Bytes that the LoRA files take, and those that states and caches take, at most."""
+    """Bytes that the LoRA files and those that states and caches take, at most, beside what is there already."""
     plan, settings = job.plan, job.request.settings
     values = trained_values(job.parts, plan.lora)
     file = values * (4 if settings.save_precision == FP32 else 2)
     averaged = 1 if plan.train.ema else 0
-    count = -(-plan.train.steps // plan.save_every) * (1 + averaged) + (plan.average_last > 1)
-    pictures, texts = encodings(job.dataset, classes=plan.train.objective.preservation > 0)
+    left = plan.train.steps - job.run.step
+    count = -(-left // plan.save_every) * (1 + averaged) + (plan.average_last > 1)
+    pictures, texts = encodings(
+        job.dataset, job.encoder, folders.cache_folder(), classes=plan.train.objective.preservation > 0
+    )
     # Two states are kept, each with the weights, what the optimizer remembers, and the average.
     state = values * (4 + STATE_BYTES[plan.train.optimizer] + 4 * averaged)
     return count * file, 2 * state + pictures * LARGEST_LATENTS + texts * LARGEST_TEXT

@@ -61,7 +61,7 @@ def trained(job: Job, previews: Previews, progress: Progress) -> Job:
     cached = encode(
         job.dataset,
         job.encoder,
-        folders.output_folder() / "lora_workbench" / "cache",
+        folders.cache_folder(),
         progress.encoding,
         classes=job.plan.train.objective.preservation > 0,
     )

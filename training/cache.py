@@ -114,15 +114,15 @@ def encode(
     return CachedDataset(train, kept)
 
 
-def encodings(dataset: Dataset, *, classes: bool = False) -> tuple[int, int]:
-    """How many pictures and how many texts `encode` keeps of a dataset, at most: equal ones are kept once."""
-    sizes = [dataset.sizes_of(example) for example in dataset.examples]
-    texts = {text for example in dataset.examples for text in texts_of(example, dataset.wording)}
-    plain = {example.caption for example in dataset.held_out}
-    if classes:
-        known = classes_of(dataset)
-        plain |= {class_text(text, known) or "" for e in dataset.concepts for text in texts_of(e, dataset.wording)}
-    return sum(map(len, sizes)) * dataset.augmentation.count + len(dataset.held_out), len(texts | plain)
+def encodings(dataset: Dataset, encoder: Encoder, folder: Path, *, classes: bool = False) -> tuple[int, int]:
+    """How many pictures and how many texts of a dataset `encode` has still to write; what is damaged is not counted."""
+    plan = _Plan(dataset, encoder, Path(folder), classes_of(dataset) if classes else None)
+    for example in dataset.examples:
+        plan.trained(example)
+    for example in dataset.held_out:
+        plan.held_out(example)
+    pictures, texts = (sum(not path.is_file() for path in files) for files in (plan.pictures, plan.texts))
+    return pictures, texts
 
 
 def fingerprint(dataset: Dataset, *, classes: bool = False) -> str:

@@ -93,6 +93,11 @@ def handed_folder() -> Path:
     return output_folder() / "lora_workbench" / "datasets"
 
 
+def cache_folder() -> Path:
+    """Where pictures and texts are kept encoded."""
+    return output_folder() / "lora_workbench" / "cache"
+
+
 def runs_folder() -> Path:
     """Where every training keeps its record, state, metrics and previews, in a folder of its name."""
     return output_folder() / "lora_workbench" / "runs"

@@ -226,6 +226,18 @@ def test_the_disk_is_asked_for_what_the_files_and_states_come_to(trainer, monkey
     assert work >= sum(path.stat().st_size for path in trainer.state().parent.glob("state*.safetensors"))
 
 
+@on_sdxl
+def test_a_run_that_goes_on_asks_for_no_room_that_it_has_taken(trainer, monkeypatch):
+    asked, needed = [], disk.needed
+    monkeypatch.setattr(disk, "needed", lambda job: asked.append(needed(job)) or asked[-1])
+    trainer.queue(steps=2, save_every=1)
+    trainer.queue(steps=3, save_every=1)
+    (files, work), (files_of_one, states) = asked
+    assert files_of_one == files / 2
+    pictures, texts = (len(list(folders.cache_folder().glob(f"{kind}/*.safetensors"))) for kind in ("latents", "text"))
+    assert work - states == pictures * disk.LARGEST_LATENTS + texts * disk.LARGEST_TEXT > 0
+
+
 def metadata(path) -> bytes:
     """The header of a file: the toy's layers are so small that it is the larger part."""
     with open(path, "rb") as file:

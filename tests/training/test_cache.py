@@ -422,7 +422,9 @@ def test_what_a_dataset_comes_to_is_known_before_it_is_encoded(folder):
     draw(folder / "red.png", (512, 512), "red")
     dataset = replace(scan(folder, resolution=128, hold_out=1), **settings)
     _, encoder = varied(folder, hold_out=1, **settings)
-    assert encodings(dataset)[1] == len(encoder.captions) and encodings(dataset)[0] >= len(encoder.pictures)
+    assert encodings(dataset, encoder, folder / "new") == (len(encoder.pictures), len(encoder.captions))
+    encode(dataset, encoder, folder / "new")
+    assert encodings(dataset, encoder, folder / "new") == (0, 0), "what is there needs no room"
 
 
 def test_a_fingerprint_tells_all_that_decides_what_is_learned(folder):
@@ -531,8 +533,8 @@ def test_every_text_of_a_concept_that_says_the_trigger_word_has_one_with_class_w
     _, a, _ = cached.examples
     assert set(a.class_texts) == set(a.texts) - {""} and len(a.class_texts) > 2
     assert all(other == text.replace("zork", "star") for text, (other, _) in a.class_texts.items())
-    assert len(encoder.captions) <= encodings(zork, classes=True)[1]
-    assert encodings(zork, classes=True)[1] > encodings(zork)[1]
+    new = zork.folder / "new"
+    assert len(encoder.captions) == encodings(zork, encoder, new, classes=True)[1] > encodings(zork, encoder, new)[1]
 
 
 def test_a_class_nobody_has_said_is_asked_for_before_anything_is_encoded(folder, tmp_path):

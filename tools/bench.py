@@ -3,6 +3,7 @@
     python tools/bench.py                         mid-size models: ours, ComfyUI's TrainLoraNode, and the floor
     python tools/bench.py --size full --device cuda     full-size SDXL and FLUX with random weights
     python tools/bench.py memory                  what each way to save memory costs in time
+    python tools/bench.py peaks --dtype bf16      peak memory of full-size networks, counted on a CPU (half an hour)
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
     python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
     python tools/bench.py picking --seeds 0 1     train too short, well and too long, and judge what the Picker takes
@@ -27,7 +28,7 @@ import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 FEED_FORWARD = "attention + feed-forward"
-JOBS = ("speed", "memory", "quality", "picking", "stack")
+JOBS = ("speed", "memory", "peaks", "quality", "picking", "stack")
 
 
 def main() -> None:
@@ -40,8 +41,7 @@ def main() -> None:
         environment.enter(__file__, sys.argv[1:], folder)
     base = enter_comfyui(folder, options.device)
     try:
-        jobs = {"speed": speed, "memory": memory, "quality": quality, "picking": picking, "stack": stack}
-        jobs[options.what](options, base)
+        {job.__name__: job for job in (speed, memory, peaks, quality, picking, stack)}[options.what](options, base)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -109,6 +109,17 @@ def memory(options: argparse.Namespace, base: Path) -> None:
         case = Case(size, family, batch, False, layers, options.device, options.dtype)
         for line in memory_lines(case, options.rounds):
             print(json.dumps(line), flush=True)
+
+
+def peaks(options: argparse.Namespace, base: Path) -> None:
+    """A line for every full-size network and way to recompute."""
+    from bench_cases import Case
+    from bench_peaks import peak_line
+    from lora_workbench.training.memory import RECOMPUTE
+
+    for family, layers, recompute in product(options.family, options.layers, reversed(RECOMPUTE)):
+        case = Case("full", family, 1, False, layers, options.device, options.dtype)
+        print(json.dumps(peak_line(case, recompute)), flush=True)
 
 
 def quality(options: argparse.Namespace, base: Path) -> None:

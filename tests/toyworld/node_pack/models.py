@@ -129,13 +129,14 @@ def mid_size(family: str, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
 
 
 def full_size(
-    family: str, device: str, dtype: torch.dtype, compute: torch.dtype | None = None, seed: int = 0
+    family: str, device: str, dtype: torch.dtype, compute: torch.dtype | None = None, seed: int = 0, **changes: int
 ) -> comfy.model_patcher.ModelPatcher:
     """Random weights at the real size, made on ``device``; ``family`` is "sdxl" or "flux".
 
-    Kept as ``dtype`` and, where that is not what is computed with, cast to ``compute`` when they are used.
+    Kept as ``dtype`` and, where that is not what is computed with, cast to ``compute`` when they are used. ``changes``
+    replace entries of its configuration, such as the number of blocks.
     """
-    config = {"sdxl": FULL_SDXL, "flux": FULL_FLUX}[family]
+    config = {**{"sdxl": FULL_SDXL, "flux": FULL_FLUX}[family], **changes}
     model = _patcher(family, config, dtype, device=torch.device(device), compute=compute)
     _randomise(model.model.diffusion_model, seed)
     return model

@@ -115,6 +115,7 @@ def peaks(options: argparse.Namespace, base: Path) -> None:
     """A line for every full-size network and way to recompute."""
     from bench_cases import Case
     from bench_peaks import peak_line
+
     from lora_workbench.training.memory import RECOMPUTE
 
     for family, layers, recompute in product(options.family, options.layers, reversed(RECOMPUTE)):

@@ -14,6 +14,7 @@ def test_a_whole_network_takes_what_its_first_blocks_foretell(comfyui, monkeypat
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import bench_cases
     import bench_peaks
+
     from toyworld.node_pack import models
 
     monkeypatch.setattr(models, "FULL_FLUX", {**models.TINY_FLUX, "depth": 3, "depth_single_blocks": 3})

@@ -102,11 +102,7 @@ def _is_taken(place: Path, source: Path) -> bool:
     folder, (called,) = folders.embeddings_folder(), embedding_names([""], place.name).values()
     if not any(folder.glob(f"{escape(called)}*.safetensors")):
         return False
-    words = bundled_words(content_of(source).names)
-    there = {word: embedding_path(folder, name) for word, name in embedding_names(words, place.name).items()}
-    there = {word: path for word, path in there.items() if path.is_file()}
-    rows = unbundled(_tensors(source)) if there else {}
-    return not all(_equal(_tensors(path), rows.get(word, {})) for word, path in there.items())
+    return not all(_embeddings(source, place.name).values())
 
 
 def _title(name: str, source: Path) -> str:
@@ -145,12 +141,17 @@ def _copy(source: Path, target: Path) -> bool:
 
 def _words_of(lora: Path, name: str) -> list[Path]:
     """The embeddings beside a LoRA file that hold the rows it holds: a file of the user's own is none of them."""
+    return [path for path, same in _embeddings(lora, name).items() if same]
+
+
+def _embeddings(lora: Path, name: str) -> dict[Path, bool]:
+    """The embedding files under the names that a LoRA called `name` has for its words -> whether they hold its rows."""
     words = bundled_words(content_of(lora).names)
     names = embedding_names(words, name)
     there = {word: embedding_path(folders.embeddings_folder(), names[word]) for word in words}
     there = {word: path for word, path in there.items() if path.is_file()}
     rows = unbundled(_tensors(lora)) if there else {}
-    return [path for word, path in there.items() if word in rows and _equal(_tensors(path), rows[word])]
+    return {path: word in rows and _equal(_tensors(path), rows[word]) for word, path in there.items()}
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

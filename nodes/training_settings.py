@@ -34,6 +34,7 @@ class LoraWorkbenchTrainingSettings(io.ComfyNode):
                 *_losses(),
                 *_intervals(),
                 *_memory(),
+                *_forms(),
             ],
             outputs=[SETTINGS.Output("settings", tooltip="For the settings input of LoRA Trainer.")],
         )
@@ -236,4 +237,16 @@ def _intervals() -> list[io.Input]:
 def _memory() -> list[io.Input]:
     return [
         _number("offload", -1.0, 1.0, "The share of the model streamed from main memory. -1 = automatic, 0 = none."),
+    ]
+
+
+def _forms() -> list[io.Input]:
+    return [
+        _number(
+            "lokr_factor",
+            -1,
+            config.HIGHEST_RANK,
+            "Of kind lokr: parts each side is divided into; fewer make a larger file that learns more. 8 and 16 are "
+            "usual, 0 = about as large as a LoRA of the rank, -1 = the smallest.",
+        ),
     ]

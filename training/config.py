@@ -44,6 +44,9 @@ class LoraConfig:
     dropout: float = 0.0
     max_norm: float = 0.0
     """The largest Frobenius norm a layer's change may have; 0 sets no limit."""
+    lokr_factor: int = 0
+    """Of kind "lokr": how many parts a layer's sides are divided into at most, -1 near their square root; 0 gives the
+    adapter about as much room as a LoRA of the rank."""
 
     def __post_init__(self) -> None:
         within("rank", self.rank, 1, HIGHEST_RANK)
@@ -53,6 +56,7 @@ class LoraConfig:
         within("conv_rank", self.conv_rank, 0, HIGHEST_RANK)
         within("dropout", self.dropout, 0, 0.95)
         within("max_norm", self.max_norm, 0, 1e6)
+        within("lokr_factor", self.lokr_factor, -1, HIGHEST_RANK)
         patterns(self.include, "include")
         patterns(self.exclude, "exclude")
         overrides(self.ranks, "ranks", HIGHEST_RANK, whole=True)

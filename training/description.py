@@ -203,6 +203,8 @@ def network(lora: LoraConfig, family: Family) -> tuple[str, dict[str, str]]:
     arguments["algo"] = LYCORIS[lora.kind]
     if lora.kind == DORA:
         arguments["dora_wd"] = "True"
+    if lora.kind == LOKR:
+        arguments |= {"factor": str(lora.lokr_factor)} if lora.lokr_factor else {"full_matrix": "True"}
     return "lycoris.kohya", arguments
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .config import L2, LOGIT_NORMAL, OFT, SHIFT
+from .config import L2, LOGIT_NORMAL, LOKR, OFT, SHIFT
 from .schedule import RESTARTS
 
 MASKED = "masked"
@@ -22,13 +22,13 @@ def effective(one: Mapping, other: Mapping) -> tuple[dict, dict]:
 
 
 def _effective(identity: Mapping) -> dict:
-    train, lora = identity.get("train", {}), identity.get("lora", {})
+    # Runs of earlier versions do not say lokr_factor, and divided near the square root.
+    train, lora = identity.get("train", {}), {"lokr_factor": -1} | identity.get("lora", {})
     objective, text = train.get("objective", {}), train.get("text", {})
     unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor"])]
     parts = {"objective": _without(objective, unused), "text": _without(text, _untrained(text))}
     train = _without(train, () if train.get("schedule") == RESTARTS else ("restarts",))
-    lora = _without(lora, ("rank_stabilized",) if lora.get("kind") == OFT else ())
-    return {**identity, "train": {**train, **parts}, "lora": lora}
+    return {**identity, "train": {**train, **parts}, "lora": _without(lora, _unadapted(lora))}
 
 
 def _unasked(objective: Mapping) -> list[str]:
@@ -43,6 +43,13 @@ def _unasked(objective: Mapping) -> list[str]:
     if objective.get("timesteps") != LOGIT_NORMAL:
         unused += ["timestep_mean", "timestep_std"]
     return unused
+
+
+def _unadapted(lora: Mapping) -> list[str]:
+    return [
+        *(["rank_stabilized"] if lora.get("kind") == OFT else []),
+        *(["lokr_factor"] if lora.get("kind") != LOKR else []),
+    ]
 
 
 def _untrained(text: Mapping) -> list[str]:

@@ -5,7 +5,6 @@ The host moves, patches and saves its own modules; it never meets these, because
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .config import HIGHEST_RATE, LoraConfig, TrainConfig
 from .kinds import KINDS, Kind
+from .kinds.kind import numbers
 from .noise import generator
 from .patterns import Overrides, last_match, overrides
 from .targets import targets
@@ -103,7 +103,7 @@ class Adapters:
         kind, members = KINDS[config.kind], {}
         for part in parts:
             for target in targets(part.network, part.prefix, part.layers, config):
-                shapes = kind.shapes(target.layer, target.rank)
+                shapes = kind.shapes(target.layer, target.rank, config)
                 tensors = {name: _trainable(shape) for name, shape in shapes.items()}
                 kind.start(tensors, generator(seed, "adapter", len(members)))
                 members[target.key] = Adapter(
@@ -279,7 +279,7 @@ def trained_values(parts: Sequence[Part], config: LoraConfig) -> int:
     """How many numbers the adapters hold that `Adapters.build` makes for these networks, without making them."""
     kind = KINDS[config.kind]
     layers = (target for part in parts for target in targets(part.network, part.prefix, part.layers, config))
-    return sum(math.prod(shape) for target in layers for shape in kind.shapes(target.layer, target.rank).values())
+    return sum(numbers(kind.shapes(target.layer, target.rank, config)) for target in layers)
 
 
 def _rate(adapter: Adapter, tensor: str, lora_plus: float, rates: Overrides) -> float:

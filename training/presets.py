@@ -32,7 +32,6 @@ from .config import (
     ADAMW_8BIT,
     LION,
     LOHA,
-    LOKR,
     LORA,
     MOST_STEPS,
     PRODIGY,
@@ -89,9 +88,9 @@ OPTIMIZER_RATES = {
 """Factors on the learning rate. Lion's steps are larger, 3 to 10 times (Chen et al. 2023, section 5); schedule-free
 takes 1 to 10 times AdamW's rate (Defazio et al. 2024). Prodigy finds the rate itself and is given 1."""
 
-KIND_RATES = {LOHA: 2.0, LOKR: 8.0}
-"""Factors on the learning rate. The change these make is a product of more small numbers, so it grows more slowly:
-measured on the toy world (docs/benchmarks.md)."""
+KIND_RATES = {LOHA: 2.0}
+"""Factors on the learning rate. A LoHa's change is a product of more small numbers, so it grows more slowly: measured
+on the toy world (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,8 @@ class ExpertSettings:
 
     offload: float = -1.0
     """The share of the model's weights that is streamed to the device instead of kept there; -1 is automatic."""
+
+    lokr_factor: int = LoraConfig.lokr_factor
 
     def __post_init__(self) -> None:
         one_of("checkpointing", self.checkpointing, CHECKPOINTING)

@@ -147,7 +147,8 @@ def _as_ours(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
     for name in ("lokr_w1", "lokr_w2"):
         parts = f"{name}_a", f"{name}_b"
         if name in own and tensors.keys() >= set(parts):
-            tensors[name] = (tensors.pop(parts[0]) @ tensors.pop(parts[1])).view_as(own[name])
+            whole = tensors.pop(parts[0]) @ tensors.pop(parts[1])
+            tensors[name] = whole.view_as(own[name]) if whole.shape == own[name].flatten(1).shape else whole
     return tensors
 
 

@@ -17,6 +17,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapt
 from torch import Tensor
 
 from ...training.embeddings import BUNDLED, unbundled
+from ...training.kinds.lokr import settings_for
 from ...training.lora import Adapter, Adapters
 from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
 from .loras import read_lora
@@ -134,10 +135,7 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
         size = adapter.kind.norm(adapter.tensors, adapter.scale).item() ** 2
         return size, size
     if "down" not in adapter.tensors:
-        raise ValueError(
-            f"'{file}' has layer '{adapter.name}' in another kind or at a higher rank than is trained here, "
-            f"where only a LoRA or a DoRA could begin: set the kind to lora, or start from nothing."
-        )
+        raise ValueError(_misfit(adapter, patch, file))
     shape = (adapter.up.shape[1] if adapter.up.ndim == 2 else len(adapter.up), adapter.down[0].numel())
     factors = [factors_of_patch(patch, place, shape) for patch, place in patches]
     if all(factors):
@@ -150,6 +148,24 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
     total, whole = factors_of(change if change.device.type == "cuda" else change.cpu(), len(adapter.down))
     kept, _ = start_low_rank(adapter, Factors(total.up.cpu(), total.down.cpu()))
     return kept, whole
+
+
+def _misfit(adapter: Adapter, patch: object, file: str) -> str:
+    """Why an adapter of this kind cannot begin as the file's, and which settings would help."""
+    entries, _ = _entries(patch) or ({}, 1.0)
+    if "lokr_w1" in adapter.tensors and "lokr_w1" in entries:
+        rows = entries.get("lokr_w2_b")
+        fitting = settings_for(adapter.layer, entries["lokr_w1"].shape, None if rows is None else len(rows))
+        if fitting:
+            factor, rank = fitting
+            return (
+                f"'{file}' has layer '{adapter.name}' as a LoKr divided in another way than is trained here: set "
+                f"lokr_factor to {factor} and rank to {rank} or more, or start from nothing."
+            )
+    return (
+        f"'{file}' has layer '{adapter.name}' in another kind or at a higher rank than is trained here, "
+        f"where only a LoRA or a DoRA could begin: set the kind to lora, or start from nothing."
+    )
 
 
 def _entries(patch: object) -> tuple[dict[str, Tensor], float] | None:

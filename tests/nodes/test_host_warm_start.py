@@ -227,6 +227,18 @@ def test_kinds_that_cannot_begin_as_a_lora_say_so_in_one_sentence(kind, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("rank", "needed"), [(2, 2), (1024, 12)], ids=["of low rank", "whole"])
+def test_a_lokr_divided_in_another_way_names_the_settings_with_which_it_fits(rank, needed, tmp_path):
+    patcher, path = hosttoys.model("sdxl"), tmp_path / "star.safetensors"
+    tensors = trained(patcher, kind="lokr", lokr_factor=4, rank=rank, layers="attention")
+    settings = {"kind": "lokr", "rank": 16, "layers": "attention"}
+    with pytest.raises(ValueError, match=r"set lokr_factor to 4 and rank to \d+ or more, or start from nothing\.$"):
+        started(patcher, tensors, path, **settings)
+    denoiser, _, line = started(patcher, tensors, path, **settings | {"lokr_factor": 4, "rank": max(rank, needed)})
+    assert "with all of its effect" in line
+    assert_equal("sdxl", patcher, denoiser, tensors)
+
+
 # What fits and what does not
 
 

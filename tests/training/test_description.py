@@ -134,7 +134,8 @@ def test_a_sentence_with_commas_leaves_no_fragment_behind(caption):
         (LoraConfig(conv_rank=4, alpha=2), SDXL, "networks.lora", {"conv_dim": "4", "conv_alpha": "2.0"}),
         (LoraConfig(kind="dora"), SDXL, "lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
         (LoraConfig(kind="loha"), SDXL, "lycoris.kohya", {"algo": "loha"}),
-        (LoraConfig(kind="lokr"), FLUX, "lycoris.kohya", {"algo": "lokr"}),
+        (LoraConfig(kind="lokr"), FLUX, "lycoris.kohya", {"algo": "lokr", "full_matrix": "True"}),
+        (LoraConfig(kind="lokr", lokr_factor=8), FLUX, "lycoris.kohya", {"algo": "lokr", "factor": "8"}),
         (LoraConfig(kind="oft"), SDXL, "lycoris.kohya", {"algo": "diag-oft"}),
     ],
 )

@@ -23,6 +23,7 @@ IDLE = [
     ({}, {"class_words": "woman"}),
     ({}, {"restarts": 3}),
     ({"kind": "oft"}, {"rank_stabilized": True}),
+    ({}, {"lokr_factor": 4}),
     ({}, {"mask_floor": 0.5}),
 ]
 AT_WORK = [
@@ -34,6 +35,7 @@ AT_WORK = [
     ({"timesteps": "logit-normal"}, {"timestep_std": 0.5}),
     ({"schedule": "cosine with restarts"}, {"restarts": 3}),
     ({}, {"rank_stabilized": True}),
+    ({"kind": "lokr"}, {"lokr_factor": 4}),
 ]
 
 
@@ -112,3 +114,16 @@ def test_a_run_is_gone_on_with_whatever_idle_settings_it_was_stored_with(tmp_pat
     (tmp_path / "loras" / "star").mkdir(parents=True)
     assert opened().name == opened(class_words="woman").name == "star"
     assert opened(loss="huber").name == "star_v2"
+
+
+def test_a_lokr_of_an_earlier_version_goes_on_only_with_the_factor_it_had():
+    before, now = identity({"kind": "lokr", "lokr_factor": -1}), identity({"kind": "lokr"})
+    del before["lora"]["lokr_factor"]
+    assert same(before, identity({"kind": "lokr", "lokr_factor": -1}))
+    assert differences(before, now) == ["lokr_factor"]
+
+
+def test_other_kinds_of_an_earlier_version_go_on():
+    before = identity({"kind": "loha"})
+    del before["lora"]["lokr_factor"]
+    assert same(before, identity({"kind": "loha"}))

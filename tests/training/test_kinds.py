@@ -14,8 +14,9 @@ from toys import Block, BlockInPlace, Network, ResidentWeights, equal, part
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import DORA, KINDS, LOHA, LOKR, LORA, OFT, LoraConfig
-from lora_workbench.training.kinds.kind import peft_shapes
-from lora_workbench.training.lora import Adapters
+from lora_workbench.training.kinds import KINDS as KINDS_OF_ADAPTERS
+from lora_workbench.training.kinds.kind import numbers, peft_shapes
+from lora_workbench.training.lora import Adapters, trained_values
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 LAYERS = {
@@ -143,7 +144,9 @@ def peft_layer(kind, layer, config):
         LORA: lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=["layer"]),
         DORA: lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=["layer"], use_dora=True),
         LOHA: lambda: peft.LoHaConfig(r=config.rank, alpha=config.alpha, target_modules=["layer"]),
-        LOKR: lambda: peft.LoKrConfig(r=config.rank, alpha=config.alpha, target_modules=["layer"]),
+        LOKR: lambda: peft.LoKrConfig(
+            r=config.rank, alpha=config.alpha, decompose_factor=config.lokr_factor, target_modules=["layer"]
+        ),
         OFT: lambda: peft.OFTConfig(
             r=0, oft_block_size=config.rank, target_modules=["layer"], use_cayley_neumann=False
         ),
@@ -174,11 +177,15 @@ def peft_tensors(layer):
     return {own.get(name.split(".")[0], name.split(".")[0]): tensor for name, tensor in names.items()}
 
 
-@pytest.mark.parametrize("kind", [LORA, LOHA, LOKR])
+@pytest.mark.parametrize(
+    "settings",
+    [{"kind": LORA}, {"kind": LOHA}, {"kind": LOKR, "lokr_factor": -1}, {"kind": LOKR, "lokr_factor": 2}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["linear without bias", "3 x 3 by two"])
-def test_values_and_gradients_are_those_of_pefts_layer(kind, name):
-    layer = frozen_layer(name)
-    adapters, adapter, attachment = adapted(layer, kind=kind, rank=2, conv_rank=2)
+def test_values_and_gradients_are_those_of_pefts_layer(settings, name):
+    layer, kind = frozen_layer(name), settings["kind"]
+    adapters, adapter, attachment = adapted(layer, rank=2, conv_rank=2, **settings)
     theirs = peft_layer(kind, layer, adapters.config)
     tensors = peft_tensors(theirs)
     turned = {"up": lambda tensor: tensor.t() if tensor.ndim == 2 else tensor}
@@ -248,7 +255,7 @@ def test_the_tensors_begin_as_pefts_do(kind, name):
     """Zero where peft's are zero, and spread as widely where they are not."""
     layer = nn.Conv2d(96, 160, 3, padding=1) if "x" in name else nn.Linear(96, 160)
     layer.requires_grad_(False)
-    _, adapter, _ = adapted(layer, active=False, kind=kind, rank=8, conv_rank=8)
+    _, adapter, _ = adapted(layer, active=False, kind=kind, rank=8, conv_rank=8, lokr_factor=-1)
     if kind == OFT:
         assert not adapter.tensors["oft_blocks"].any()
         return
@@ -257,7 +264,7 @@ def test_the_tensors_begin_as_pefts_do(kind, name):
         LORA: lambda: peft.LoraConfig(r=8, target_modules=["layer"]),
         DORA: lambda: peft.LoraConfig(r=8, target_modules=["layer"]),
         LOHA: lambda: peft.LoHaConfig(r=8, target_modules=["layer"]),
-        LOKR: lambda: peft.LoKrConfig(r=8, target_modules=["layer"]),
+        LOKR: lambda: peft.LoKrConfig(r=8, target_modules=["layer"], init_weights="lycoris"),
     }[kind]()
     theirs = peft_tensors(peft.inject_adapter_in_model(settings, nn.ModuleDict({"layer": layer}))["layer"])
     for own, tensor in theirs.items():
@@ -289,10 +296,62 @@ def test_a_layer_of_another_rank_keeps_alpha_and_so_has_another_scale_as_in_peft
 
 
 def test_lokr_with_a_whole_second_factor_has_no_alpha_as_loaders_take_no_notice_of_it():
-    layer = frozen_layer("linear")
-    assert "lokr_w2" in adapted(layer, kind=LOKR, rank=9, alpha=3.0)[1].tensors
-    assert adapted(layer, kind=LOKR, rank=9, alpha=3.0)[1].scale == 1.0
-    assert adapted(layer, kind=LOKR, rank=2, alpha=3.0)[1].scale == 1.5
+    layer, settings = frozen_layer("linear"), {"kind": LOKR, "alpha": 3.0, "lokr_factor": -1}
+    assert "lokr_w2" in adapted(layer, rank=9, **settings)[1].tensors
+    assert adapted(layer, rank=9, **settings)[1].scale == 1.0
+    assert adapted(layer, rank=2, **settings)[1].scale == 1.5
+
+
+# The room of a LoKr
+
+
+SIZES = {  # (out, in) of a layer -> lokr_factor at rank 16
+    "toy": ((64, 64), 2),
+    "SDXL attention": ((640, 640), 5),
+    "SDXL attention, wide": ((1280, 1280), 8),
+    "SDXL text": ((1280, 2048), 8),
+    "SDXL feed-forward": ((10240, 1280), 10),
+    "FLUX": ((3072, 3072), 12),
+}
+
+
+@pytest.mark.parametrize(("size", "factor"), SIZES.values(), ids=SIZES)
+def test_lokr_takes_the_smallest_factor_with_no_more_numbers_than_a_lora_of_the_rank(size, factor):
+    out, into = size
+    with torch.device("meta"):
+        layer = nn.Linear(into, out)
+
+    def whole(factor):
+        return {"lokr_w1": (factor, factor), "lokr_w2": (out // factor, into // factor)}
+
+    room = 16 * (out + into)
+    assert KINDS_OF_ADAPTERS[LOKR].shapes(layer, 16, LoraConfig()) == whole(factor)
+    assert numbers(whole(factor)) <= room
+    smaller = [number for number in range(1, factor) if out % number == into % number == 0]
+    assert all(numbers(whole(number)) > room for number in smaller)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 5), (1, 64), (127, 2)], ids=str)
+@pytest.mark.parametrize("rank", [1, 16])
+def test_lokr_is_whole_on_layers_of_any_size(size, rank):
+    layer = nn.Linear(*reversed(size))
+    shapes = KINDS_OF_ADAPTERS[LOKR].shapes(layer, rank, LoraConfig())
+    assert [small * large for small, large in zip(shapes["lokr_w1"], shapes["lokr_w2"], strict=True)] == list(size)
+
+
+def test_lokrs_room_on_a_convolution_counts_its_window():
+    layer = nn.Conv2d(64, 64, 3)
+    shapes = KINDS_OF_ADAPTERS[LOKR].shapes(layer, 16, LoraConfig())
+    assert shapes == {"lokr_w1": (2, 2), "lokr_w2": (32, 32, 3, 3)}
+    assert numbers(shapes) <= 16 * (64 * 9 + 64)
+
+
+def test_an_adapted_model_counts_the_room_it_takes():
+    network = nn.ModuleDict({"layer": frozen_layer("linear")})
+    config = LoraConfig(kind=LOKR, rank=3, include="layer")
+    (adapter,) = Adapters.build([part(network, "^$")], config, seed=0)
+    made = sum(tensor.numel() for tensor in adapter.tensors.values())
+    assert trained_values([part(network, "^$")], config) == made <= 3 * (12 + 18)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def weight_change(adapter):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(("rank", "own"), [(2, 2), (1, 2)], ids=["same rank", "grown"])
 def test_loha_and_lokr_are_taken_over_at_their_rank_and_grown(kind, layer, rank, own):
-    file = filled(adapter_of(layer, kind=kind, rank=rank, alpha=4.0))
-    adapter = adapter_of(layer, kind=kind, rank=own, alpha=1.0)
+    file = filled(adapter_of(layer, kind=kind, rank=rank, alpha=4.0, lokr_factor=-1))
+    adapter = adapter_of(layer, kind=kind, rank=own, alpha=1.0, lokr_factor=-1)
     assert start_same_kind(adapter, saved(file), file.scale)
     torch.testing.assert_close(weight_change(adapter), weight_change(file), rtol=1e-4, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_a_higher_rank_is_not_cut_in_these_kinds_and_nothing_is_changed(kind):
 
 
 def test_a_lokr_that_is_split_in_the_file_is_multiplied_out_where_it_is_whole_here():
-    adapter = adapter_of(kind=LOKR, rank=9)
+    adapter = adapter_of(kind=LOKR, rank=9, lokr_factor=-1)
     small, large = adapter.tensors["lokr_w1"].shape, adapter.tensors["lokr_w2"].shape
     entries = {
         "lokr_w1_a": drawn(small[0], 2),

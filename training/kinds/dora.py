@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config import LoraConfig
 from ..frozen import Weights
 from .kind import Forward, Tensors, product, product_input_gradient, sides
 from .lora import Lora, as_matrices, change, low_rank
@@ -26,10 +27,10 @@ class Dora(Lora):
 
     file_names = {**Lora.file_names, "magnitude": "dora_scale"}
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
         _, into = sides(layer)
         magnitude = (1, into, 1, 1) if isinstance(layer, nn.Conv2d) else (1, into)
-        return {**super().shapes(layer, rank), "magnitude": magnitude}
+        return {**super().shapes(layer, rank, config), "magnitude": magnitude}
 
     def start(self, tensors: Tensors, draw: torch.Generator) -> None:
         super().start({name: tensors[name] for name in ("down", "up")}, draw)

@@ -32,8 +32,8 @@ class Kind:
     file_names: Mapping[str, str]
     """Tensor -> what it is called in a file, after the layer's key and a dot."""
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor for a layer."""
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor for a layer that is adapted with this rank, whatever rank the settings say."""
         raise NotImplementedError
 
     def start(self, tensors: Tensors, draw: torch.Generator) -> None:
@@ -80,6 +80,11 @@ class Kind:
         """What `saved` gave, turned back."""
         names = {file_name: name for name, file_name in self.file_names.items()}
         return {names[file_name]: tensor for file_name, tensor in entries.items()}
+
+
+def numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers tensors of these shapes hold."""
+    return sum(map(math.prod, shapes.values()))
 
 
 def frozen_forward(layer: nn.Module, weights: Weights) -> Forward:
@@ -150,8 +155,13 @@ def _weight_gradient(x: Tensor, shape: torch.Size, grad: Tensor, layer: nn.Modul
 
 
 @lru_cache
-def peft_shapes(kind: str, out: int, into: int, kernel: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
-    """The tensors that peft makes for a layer of this size, by peft's names for them; ImportError without peft."""
+def peft_shapes(
+    kind: str, out: int, into: int, kernel: tuple[int, ...], rank: int, factor: int = -1
+) -> dict[str, tuple[int, ...]]:
+    """The tensors that peft makes for a layer of this size, by peft's names for them; ImportError without peft.
+
+    `factor` is LoKr's: how many parts a side is divided into, at most; -1 divides near its square root.
+    """
     try:
         import peft
     except ImportError as error:
@@ -163,7 +173,9 @@ def peft_shapes(kind: str, out: int, into: int, kernel: tuple[int, ...], rank: i
     settings = {
         "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["layer"], init_lora_weights=False),
         "loha": lambda: peft.LoHaConfig(r=rank, alpha=rank, target_modules=["layer"], init_weights=False),
-        "lokr": lambda: peft.LoKrConfig(r=rank, alpha=rank, target_modules=["layer"], init_weights=False),
+        "lokr": lambda: peft.LoKrConfig(
+            r=rank, alpha=rank, decompose_factor=factor, target_modules=["layer"], init_weights=False
+        ),
     }[kind]()
     # On the meta device nothing is allocated and no global random number is drawn.
     with torch.device("meta"):

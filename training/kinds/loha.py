@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..config import LoraConfig
 from .kind import Forward, Kind, MadeWeight, Tensors, frozen_forward, kernel_of, peft_shapes, sides
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -16,7 +17,7 @@ class Loha(Kind):
     factors = NAMES
     file_names = {name: name for name in NAMES}
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
         return peft_shapes("loha", *sides(layer), kernel_of(layer), rank)
 
     def rank(self, tensors: Tensors) -> int:

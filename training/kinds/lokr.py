@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kind import Forward, Kind, Tensors, frozen_forward, kernel_of, peft_shapes, sides, steps_of
+from ..config import LoraConfig
+from .kind import Forward, Kind, Tensors, frozen_forward, kernel_of, numbers, peft_shapes, sides, steps_of
 
 NAMES = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
@@ -14,16 +18,24 @@ NAMES = ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 class Lokr(Kind):
     """dW = s w1 (x) w2 with w1 (l, m) and w2 (k, n), or w2 = w2_a w2_b with the rank between; out = l k, in = m n.
 
-    Where the rank is half the larger side of w2 or more, w2 is kept whole. Then loaders take no notice of alpha, and
-    s is 1 here too. A convolution's window belongs to w2.
+    `lokr_factor` is the most that l and m may be, -1 that they are near the square roots of the sides. Then the rank is
+    that of w2, which is kept whole where the rank is half its larger side or more. With 0 the rank says how much room
+    there is: w2 is whole, and the factor the smallest from 2 on with no more numbers than a LoRA of that rank. Loaders
+    take no notice of alpha beside a whole w2, so s is 1 there. A convolution's window belongs to w2.
+
+    w2 is zero at first, as in LyCORIS, so that all of it learns from the first step on. With a w1 of zero, as in peft,
+    the few numbers of w1 have to grow before the gradient reaches w2.
     """
 
-    zero = ("lokr_w1",)
+    zero = ("lokr_w2", "lokr_w2_b")
     factors = NAMES
     file_names = {name: name for name in NAMES}
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
-        return peft_shapes("lokr", *sides(layer), kernel_of(layer), rank)
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+        size = (*sides(layer), kernel_of(layer))
+        if config.lokr_factor:
+            return peft_shapes("lokr", *size, rank, config.lokr_factor)
+        return _roomy(*size, rank)
 
     def rank(self, tensors: Tensors) -> int:
         return tensors["lokr_w2_b"].shape[0] if "lokr_w2_b" in tensors else 1
@@ -49,6 +61,29 @@ class Lokr(Kind):
     def norm(self, tensors: Tensors, scale: float) -> Tensor:
         """|w1 (x) w2| = |w1| |w2|."""
         return scale * tensors["lokr_w1"].norm() * _large(tensors).norm()
+
+
+def settings_for(layer: nn.Module, small: tuple[int, ...], rank: int | None) -> tuple[int, int] | None:
+    """(`lokr_factor`, rank) that give a layer a w1 of this shape, and a w2 of that rank or, without one, a whole w2."""
+    size = (*sides(layer), kernel_of(layer))
+    for factor in (-1, max(small)):
+        whole = peft_shapes("lokr", *size, max(size[:2]), factor)
+        if whole["lokr_w1"] == tuple(small):
+            return factor, rank or -(-max(whole["lokr_w2"][:2]) // 2)
+    return None
+
+
+@lru_cache
+def _roomy(out: int, into: int, kernel: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+    """The largest whole factors that have no more numbers than a LoRA of that rank, or else the smallest."""
+    room, found = numbers(peft_shapes("lora", out, into, kernel, rank)), {}
+    for factor in range(2, max(2, math.isqrt(max(out, into))) + 1):
+        shapes = peft_shapes("lokr", out, into, kernel, max(out, into), factor)
+        if not found or numbers(shapes) < numbers(found):
+            found = shapes
+        if numbers(found) <= room:
+            break
+    return found
 
 
 def _large(tensors: Tensors) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import LoraConfig
 from .kind import Forward, Kind, Tensors, frozen_forward, kernel_of, peft_shapes, sides, steps_of
 
 
@@ -20,7 +21,7 @@ class Lora(Kind):
     factors = ("down", "up")
     file_names = {"down": "lora_down.weight", "up": "lora_up.weight"}
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
         made = peft_shapes("lora", *sides(layer), kernel_of(layer), rank)
         up = made["lora_B"]
         return {"down": made["lora_A"], "up": up if kernel_of(layer) else up[::-1]}

@@ -22,7 +22,7 @@ class Oft(Kind):
     factors = ("oft_blocks",)
     file_names = {"oft_blocks": "oft_blocks"}
 
-    def shapes(self, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layer: nn.Module, rank: int, config: LoraConfig) -> dict[str, tuple[int, ...]]:
         out, _ = sides(layer)
         size = block_size(out, rank)
         return {"oft_blocks": (out // size, size, size)}

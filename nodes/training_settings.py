@@ -117,7 +117,13 @@ def _basics() -> list[io.Input]:
             "Recompute blocks in backward: far less memory, half as long again. automatic: only when it must.",
             advanced=False,
         ),
-        _number("weight_decay", 0.0, 10.0, "How strongly the LoRA is pulled towards zero. 0.01 is usual.", step=0.001),
+        _number(
+            "weight_decay",
+            -1.0,
+            10.0,
+            "How strongly the LoRA is pulled towards zero. 0.01 is usual, -1 = that, and 2 for kind oft.",
+            step=0.001,
+        ),
         _number("clip_norm", 0.0, 1000.0, "The largest total gradient a step may have. 0 = no limit.", step=0.1),
         _choice("save_precision", PRECISIONS, "Number format of the file. fp16 is half of fp32 and looks the same."),
     ]

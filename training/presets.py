@@ -34,6 +34,7 @@ from .config import (
     LOHA,
     LORA,
     MOST_STEPS,
+    OFT,
     PRODIGY,
     SCHEDULE_FREE,
     STYLE,
@@ -93,6 +94,11 @@ KIND_RATES = {LOHA: 2.0}
 on the toy world (docs/benchmarks.md)."""
 
 
+KIND_DECAYS = {OFT: 2.0}
+"""Weight decay, where the usual one does not suit. AdamW turns all planes of an OFT at one pace, also those of which
+the pictures say nothing, whatever the words; decay turns these back (docs/benchmarks.md)."""
+
+
 @dataclass(frozen=True)
 class ExpertSettings:
     """The knobs of the Training Settings node; the defaults are what a run without that node uses.
@@ -107,7 +113,8 @@ class ExpertSettings:
     schedule: str = CONSTANT
     warmup: float = 0.0
     checkpointing: str = AUTOMATIC
-    weight_decay: float = 0.01
+    weight_decay: float = -1.0
+    """-1 is what suits the kind."""
     clip_norm: float = 1.0
     save_precision: str = "fp16"
 
@@ -241,6 +248,7 @@ def plan(
         TrainConfig,
         steps=steps or min(max(1, derived), MOST_STEPS),
         learning_rate=learning_rate or derived_rate(settings.optimizer, per_step, settings.kind),
+        weight_decay=_decay(settings),
         seed=seed,
         objective=objective,
         text=settings.part(
@@ -270,6 +278,12 @@ def derived_rate(optimizer: str, per_step: int, kind: str = LORA) -> float:
     one_of("optimizer", optimizer, (*OPTIMIZER_RATES, PRODIGY))
     rate = LEARNING_RATE * OPTIMIZER_RATES[optimizer] * KIND_RATES.get(kind, 1.0) * min(4.0, math.sqrt(per_step))
     return float(f"{rate:.2g}")
+
+
+def _decay(settings: ExpertSettings) -> float:
+    if settings.weight_decay != -1:
+        return settings.weight_decay
+    return KIND_DECAYS.get(settings.kind, TrainConfig.weight_decay)
 
 
 def fitted(

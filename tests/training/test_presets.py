@@ -82,6 +82,7 @@ OTHER = {
     "mask_floor": 0.2,
     "timestep_low": 0.1,
     "offload": 0.5,
+    "weight_decay": 0.1,
 }
 """A value for each setting that is neither a number that can be one larger nor a line of text."""
 RENAMED = {"text_encoder_rate": "encoder_rate", "text_encoder_stop": "encoder_stop"}
@@ -119,7 +120,7 @@ def test_the_defaults_are_those_of_the_configurations_they_become():
     for config in (TrainConfig, LoraConfig, ObjectiveConfig, TextConfig):
         for name, value in asdict(config()).items():
             name = next((ours for ours, theirs in RENAMED.items() if theirs == name), name)
-            assert given.get(name, value) == value, name
+            assert name == "weight_decay" or given.get(name, value) == value, name
 
 
 @pytest.mark.parametrize(
@@ -333,6 +334,14 @@ def test_a_value_out_of_range_is_named_with_its_range(given, words):
 def test_an_expert_setting_that_cannot_be_is_named(setting, value):
     with pytest.raises(ValueError, match=f"^{setting} is .*, but must be "):
         planned(settings=ExpertSettings(**{setting: value}))
+
+
+def test_weight_decay_is_the_usual_one_but_for_oft_unless_it_is_given():
+    decays = {kind: planned(settings=ExpertSettings(kind=kind)).train.weight_decay for kind in KINDS}
+    assert decays.pop("oft") == 2.0
+    assert set(decays.values()) == {TrainConfig().weight_decay} == {0.01}
+    for kind in KINDS:
+        assert planned(settings=ExpertSettings(kind=kind, weight_decay=0.0)).train.weight_decay == 0.0
 
 
 def test_a_kind_whose_change_grows_slowly_is_given_a_higher_rate():

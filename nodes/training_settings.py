@@ -121,7 +121,7 @@ def _basics() -> list[io.Input]:
             "weight_decay",
             -1.0,
             10.0,
-            "How strongly the LoRA is pulled towards zero. 0.01 is usual, -1 = that, and 2 for kind oft.",
+            "How strongly the LoRA is pulled towards zero. 0.01 is usual, -1 = that, and 4 for kind oft.",
             step=0.001,
         ),
         _number("clip_norm", 0.0, 1000.0, "The largest total gradient a step may have. 0 = no limit.", step=0.1),

@@ -338,10 +338,22 @@ def test_an_expert_setting_that_cannot_be_is_named(setting, value):
 
 def test_weight_decay_is_the_usual_one_but_for_oft_unless_it_is_given():
     decays = {kind: planned(settings=ExpertSettings(kind=kind)).train.weight_decay for kind in KINDS}
-    assert decays.pop("oft") == 2.0
+    assert decays.pop("oft") == 4.0
     assert set(decays.values()) == {TrainConfig().weight_decay} == {0.01}
     for kind in KINDS:
         assert planned(settings=ExpertSettings(kind=kind, weight_decay=0.0)).train.weight_decay == 0.0
+
+
+def test_the_plan_says_an_unusual_weight_decay():
+    assert "oft, adamw with weight decay 4, constant" in str(planned(settings=ExpertSettings(kind="oft")))
+    assert "decay" not in str(planned(settings=ExpertSettings()))
+
+
+def test_oft_is_given_twice_the_steps_where_they_are_derived():
+    steps = {kind: planned(settings=ExpertSettings(kind=kind)).train.steps for kind in KINDS}
+    assert steps.pop("oft") == 2 * steps["lora"]
+    assert len(set(steps.values())) == 1
+    assert planned(settings=ExpertSettings(kind="oft"), steps=100).train.steps == 100
 
 
 def test_a_kind_whose_change_grows_slowly_is_given_a_higher_rate():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...training.config import LOKR
 from ...training.description import OURS, read, settings_of
 
 TRAINER, SETTINGS = "LoraWorkbenchTrainer", "LoraWorkbenchTrainingSettings"
@@ -22,6 +23,8 @@ def workflow_of(path: Path, name: str | None = None) -> dict[str, dict]:
         graph = json.loads(entries[f"{OURS}workflow"])
         trainer = graph[entries[f"{OURS}node"]]["inputs"]
         trainer |= _resolved(settings)
+        if expert := _expert_settings(trainer, graph):
+            expert |= _resolved_by_kind(settings)
         trainer["resume"] = "continue"
         if name is not None:
             trainer["name"] = name
@@ -48,10 +51,26 @@ def _resolved(settings: dict) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _resolved_by_kind(settings: dict) -> dict:
+    """The expert settings that the kind of adapter decides where they are left alone."""
+    train, lora = settings.get("train", {}), settings.get("lora", {})
+    # Earlier versions had no lokr_factor, and divided near the square root.
+    values = {
+        "weight_decay": train.get("weight_decay"),
+        "lokr_factor": lora.get("lokr_factor", -1) if lora.get("kind") == LOKR else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _settle_time_box(trainer: dict, graph: dict, settings: dict) -> None:
     """A run that was cut to fit a time has its length by now; another speed must not cut it again."""
     trainer["stop_after"] = 0.0
+    if expert := _expert_settings(trainer, graph):
+        expert["warmup"] = settings["train"]["warmup"]
+
+
+def _expert_settings(trainer: dict, graph: dict) -> dict | None:
+    """The inputs of the LoRA Training Settings node that is wired to the Trainer."""
     link = trainer.get("settings")
     node = graph.get(str(link[0])) if isinstance(link, list) else None
-    if node and node["class_type"] == SETTINGS:
-        node["inputs"]["warmup"] = settings["train"]["warmup"]
+    return node["inputs"] if node and node["class_type"] == SETTINGS else None

@@ -13,7 +13,7 @@ from lora_workbench.nodes.host.graph import Graph
 from lora_workbench.nodes.host.reproduction import workflow_of
 from lora_workbench.nodes.pictures import png_bytes
 from lora_workbench.training.config import LoraConfig, TrainConfig
-from lora_workbench.training.description import description
+from lora_workbench.training.description import OURS, description, read
 from lora_workbench.training.families import SDXL
 from lora_workbench.training.lora_file import write
 from nodes import SaveImage
@@ -107,15 +107,13 @@ def test_loops_and_missing_nodes_in_a_graph_do_no_harm(comfyui):
 # Back from a file
 
 
-@pytest.fixture
-def lora(graph, tmp_path):
-    path = tmp_path / "star.safetensors"
-    config = TrainConfig(steps=740, learning_rate=2e-4, warmup=37, seed=5)
+def written(path, graph, lora, **train):
+    config = TrainConfig(steps=740, learning_rate=2e-4, warmup=37, seed=5, **train)
     entries = description(
         title="star",
         family=SDXL,
         prediction="eps",
-        lora=LoraConfig(rank=8),
+        lora=lora,
         config=config,
         triggers={},
         resolution=1024,
@@ -129,6 +127,11 @@ def lora(graph, tmp_path):
     return path
 
 
+@pytest.fixture
+def lora(graph, tmp_path):
+    return written(tmp_path / "star.safetensors", graph, LoraConfig(rank=8))
+
+
 def test_the_graph_of_a_file_holds_everything_that_was_derived(lora):
     again = workflow_of(lora, name="star again")
     trainer = again["3"]["inputs"]
@@ -139,7 +142,23 @@ def test_the_graph_of_a_file_holds_everything_that_was_derived(lora):
 
 def test_a_time_box_is_not_opened_again(lora):
     again = workflow_of(lora)
-    assert again["3"]["inputs"]["stop_after"] == 0.0 and again["5"]["inputs"] == {"warmup": 37}
+    assert again["3"]["inputs"]["stop_after"] == 0.0 and again["5"]["inputs"] == {"warmup": 37, "weight_decay": 0.01}
+
+
+def test_what_the_kind_decided_is_settled(graph, tmp_path):
+    path = tmp_path / "star.safetensors"
+    again = workflow_of(written(path, graph, LoraConfig(kind="oft"), weight_decay=4.0))
+    assert again["5"]["inputs"]["weight_decay"] == 4.0 and "lokr_factor" not in again["5"]["inputs"]
+    assert workflow_of(written(path, graph, LoraConfig(kind="lokr")))["5"]["inputs"]["lokr_factor"] == 0
+
+
+def test_a_lokr_of_an_earlier_version_is_divided_as_it_was(graph, tmp_path):
+    path = written(tmp_path / "star.safetensors", graph, LoraConfig(kind="lokr"))
+    entries = read(path)
+    settings = json.loads(entries[f"{OURS}settings"])
+    del settings["lora"]["lokr_factor"]
+    write(path, {"a": torch.ones(2)}, entries | {f"{OURS}settings": json.dumps(settings)})
+    assert workflow_of(path)["5"]["inputs"]["lokr_factor"] == -1
 
 
 def test_a_file_without_its_graph_says_what_to_do(tmp_path):

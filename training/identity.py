@@ -22,8 +22,8 @@ def effective(one: Mapping, other: Mapping) -> tuple[dict, dict]:
 
 
 def _effective(identity: Mapping) -> dict:
-    # Runs of earlier versions do not say lokr_factor, and divided near the square root.
-    train, lora = identity.get("train", {}), {"lokr_factor": -1} | identity.get("lora", {})
+    # A LoKr that does not say lokr_factor is of an earlier version, whose states lie in memory in another order.
+    train, lora = identity.get("train", {}), identity.get("lora", {})
     objective, text = train.get("objective", {}), train.get("text", {})
     unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor"])]
     parts = {"objective": _without(objective, unused), "text": _without(text, _untrained(text))}

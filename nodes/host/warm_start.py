@@ -17,7 +17,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapt
 from torch import Tensor
 
 from ...training.embeddings import BUNDLED, unbundled
-from ...training.kinds.lokr import settings_for
+from ...training.kinds.lokr import Division, settings_for
 from ...training.lora import Adapter, Adapters
 from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
 from .loras import read_lora
@@ -45,11 +45,16 @@ def warm_start(adapters: Adapters, model, clip, path: Path, tokens: NewTokens | 
     words = start_words(tokens, lora)
     with torch.no_grad():
         by_weight = _by_weight(_patches(lora, keys, file))
-        report = _Report(file)
+        report, known = _Report(file), []
         for adapter in adapters:
             weight, _ = place_of(keys.get(adapter.key, ("", None)))
             if patches := by_weight.pop(weight, None):
-                report.add(adapter, *_start(adapter, weight, patches, holder(weight, model, clip), file))
+                known.append((adapter, weight, patches))
+        for adapter, weight, patches in known:
+            norms = _start(adapter, weight, patches, holder(weight, model, clip))
+            if norms is None:
+                raise ValueError(_misfit(adapter, known, file))
+            report.add(adapter, *norms)
         if tokens is not None:
             _begin_words(adapters, tokens)
     unknown = {TENSOR.sub("", name) for name in lora if not name.startswith(BUNDLED)} - keys.keys()
@@ -128,14 +133,14 @@ def _by_weight(patches: dict[object, object]) -> dict[str, Patches]:
     return gathered
 
 
-def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> tuple[float, float]:
-    """Begin one adapter; the squared norms of what is kept of the change and of all of it."""
+def _start(adapter: Adapter, key: str, patches: Patches, patcher) -> tuple[float, float] | None:
+    """Begin one adapter; the squared norms of what is kept of the change and of all of it. None if it cannot."""
     (patch, place), *others = patches
     if not others and place is None and (said := _entries(patch)) and start_same_kind(adapter, *said):
         size = adapter.kind.norm(adapter.tensors, adapter.scale).item() ** 2
         return size, size
     if "down" not in adapter.tensors:
-        raise ValueError(_misfit(adapter, patch, file))
+        return None
     shape = (adapter.up.shape[1] if adapter.up.ndim == 2 else len(adapter.up), adapter.down[0].numel())
     factors = [factors_of_patch(patch, place, shape) for patch, place in patches]
     if all(factors):
@@ -150,22 +155,33 @@ def _start(adapter: Adapter, key: str, patches: Patches, patcher, file: str) -> 
     return kept, whole
 
 
-def _misfit(adapter: Adapter, patch: object, file: str) -> str:
+def _misfit(adapter: Adapter, known: list[tuple[Adapter, str, Patches]], file: str) -> str:
     """Why an adapter of this kind cannot begin as the file's, and which settings would help."""
-    entries, _ = _entries(patch) or ({}, 1.0)
-    if "lokr_w1" in adapter.tensors and "lokr_w1" in entries:
-        rows = entries.get("lokr_w2_b")
-        fitting = settings_for(adapter.layer, entries["lokr_w1"].shape, None if rows is None else len(rows))
-        if fitting:
-            factor, rank = fitting
-            return (
-                f"'{file}' has layer '{adapter.name}' as a LoKr divided in another way than is trained here: set "
-                f"lokr_factor to {factor} and rank to {rank} or more, or start from nothing."
-            )
+    divisions = [_division(other, patches) for other, _, patches in known]
+    if "lokr_w1" in adapter.tensors and all(divisions) and (fitting := settings_for(divisions)):
+        factor = fitting.pop("lokr_factor")
+        ranks = " and ".join(f"{name} to {rank}{' or more' if factor else ''}" for name, rank in fitting.items())
+        return (
+            f"'{file}' is a LoKr divided in another way than is trained here: set lokr_factor to {factor} with "
+            f"{ranks}, or start from nothing."
+        )
     return (
-        f"'{file}' has layer '{adapter.name}' in another kind or at a higher rank than is trained here, "
+        f"'{file}' has layer '{adapter.name}' in another form or at a higher rank than is trained here, "
         f"where only a LoRA or a DoRA could begin: set the kind to lora, or start from nothing."
     )
+
+
+def _division(adapter: Adapter, patches: Patches) -> Division | None:
+    """How a file divides a layer that it has as one LoKr; None for any other."""
+    (patch, place), *others = patches
+    entries = None if others or place is not None else _entries(patch)
+    if not isinstance(patch, LoKrAdapter) or entries is None:
+        return None
+    tensors, _ = entries
+    small = (
+        tensors["lokr_w1"].shape if "lokr_w1" in tensors else (len(tensors["lokr_w1_a"]), tensors["lokr_w1_b"].shape[1])
+    )
+    return Division(adapter.layer, tuple(small), len(tensors["lokr_w2_b"]) if "lokr_w2_b" in tensors else None)
 
 
 def _entries(patch: object) -> tuple[dict[str, Tensor], float] | None:

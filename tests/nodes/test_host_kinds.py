@@ -19,6 +19,8 @@ pytestmark = pytest.mark.comfy
 every_kind = pytest.mark.parametrize("kind", KINDS)
 both_models = pytest.mark.parametrize("model", ["sdxl", "flux"])
 SETTINGS = {"rank": 3, "alpha": 1.5, "conv_rank": 2}
+FORMS = [*({"kind": kind} for kind in KINDS), {"kind": "lokr", "lokr_factor": 4}]
+"""Settings of every form an adapter has; a LoKr's large factor is whole, or of low rank."""
 
 
 STRENGTH = {"lora": 0.1, "dora": 0.1, "loha": 0.4, "lokr": 0.3, "oft": 0.1}
@@ -53,12 +55,12 @@ def distance(one, other):
 
 
 @both_models
-@every_kind
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("stabilized", [False, True], ids=["alpha over rank", "rank-stabilized"])
-def test_the_live_model_is_what_comfyuis_loader_makes_of_its_file(model, kind, stabilized):
+def test_the_live_model_is_what_comfyuis_loader_makes_of_its_file(model, form, stabilized):
     patcher, (noisy, sigma, entry) = hosttoys.model(model), question(model)
     bare = denoised_by_comfyui(patcher, model, noisy, sigma, entry)
-    denoiser, adapters = adapted(patcher, kind=kind, rank_stabilized=stabilized)
+    denoiser, adapters = adapted(patcher, **form, rank_stabilized=stabilized)
     live = denoised_by_us(denoiser, noisy, sigma, [entry])
     assert distance(live, bare) > 0.02
     for dtype, of_the_effect in ((torch.float32, 1e-3), (torch.float16, 2e-2)):

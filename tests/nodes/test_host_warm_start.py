@@ -1,5 +1,7 @@
 """Step 0 of a warm start answers as ComfyUI's loader does with the same file, whatever form the file has."""
 
+import re
+
 import comfy.utils
 import hosttoys
 import pytest
@@ -227,16 +229,41 @@ def test_kinds_that_cannot_begin_as_a_lora_say_so_in_one_sentence(kind, tmp_path
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("rank", "needed"), [(2, 2), (1024, 12)], ids=["of low rank", "whole"])
-def test_a_lokr_divided_in_another_way_names_the_settings_with_which_it_fits(rank, needed, tmp_path):
-    patcher, path = hosttoys.model("sdxl"), tmp_path / "star.safetensors"
-    tensors = trained(patcher, kind="lokr", lokr_factor=4, rank=rank, layers="attention")
-    settings = {"kind": "lokr", "rank": 16, "layers": "attention"}
-    with pytest.raises(ValueError, match=r"set lokr_factor to 4 and rank to \d+ or more, or start from nothing\.$"):
+@both_models
+@pytest.mark.parametrize(
+    "division",
+    [
+        {"lokr_factor": 4, "rank": 2},
+        {"lokr_factor": 4, "rank": 1024, "conv_rank": 1024},
+        {"lokr_factor": -1, "rank": 1024, "conv_rank": 2},
+        {"lokr_factor": 0, "rank": 8, "conv_rank": 4},
+    ],
+    ids=str,
+)
+def test_a_lokr_divided_in_another_way_names_the_settings_with_which_all_of_it_fits(model, division, tmp_path):
+    patcher, path = hosttoys.model(model), tmp_path / "star.safetensors"
+    tensors = trained(patcher, kind="lokr", **division)
+    settings = {"kind": "lokr", "rank": 16, "conv_rank": division.get("conv_rank", 0) and 16}
+    with pytest.raises(ValueError, match=r" set lokr_factor to .* with .*, or start from nothing\.$") as error:
         started(patcher, tensors, path, **settings)
-    denoiser, _, line = started(patcher, tensors, path, **settings | {"lokr_factor": 4, "rank": max(rank, needed)})
+    named = {name: int(value) for name, value in re.findall(r"(\w+) to (-?\d+)", str(error.value))}
+    denoiser, _, line = started(patcher, tensors, path, **settings | named)
     assert "with all of its effect" in line
-    assert_equal("sdxl", patcher, denoiser, tensors)
+    assert_equal(model, patcher, denoiser, tensors)
+
+
+def test_a_lokr_of_pieces_of_a_layer_names_no_settings_that_would_not_help(tmp_path):
+    """diffusers' FLUX has q, k and v apart."""
+    tensors = {}
+    for name in ("to_q", "to_k", "to_v"):
+        layer = f"transformer.transformer_blocks.0.attn.{name}"
+        tensors |= {f"{layer}.lokr_w1": drawn(4, 4, strength=0.4), f"{layer}.lokr_w2": drawn(24, 24)}
+    patcher, path = hosttoys.model("flux"), tmp_path / "star.safetensors"
+    with pytest.raises(ValueError, match="in another form .*: set the kind to lora, or start from nothing"):
+        started(patcher, tensors, path, kind="lokr", rank=2)
+    denoiser, _, line = started(patcher, tensors, path, rank=96)
+    assert "with all of its effect" in line
+    assert_equal("flux", patcher, denoiser, tensors)
 
 
 # What fits and what does not

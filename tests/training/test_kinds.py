@@ -16,12 +16,14 @@ from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import DORA, KINDS, LOHA, LOKR, LORA, OFT, LoraConfig
 from lora_workbench.training.kinds import KINDS as KINDS_OF_ADAPTERS
 from lora_workbench.training.kinds.kind import numbers, peft_shapes
+from lora_workbench.training.kinds.lokr import Division, settings_for
 from lora_workbench.training.lora import Adapters, trained_values
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 LAYERS = {
     "linear": lambda: nn.Linear(12, 18),
     "linear without bias": lambda: nn.Linear(12, 18, bias=False),
+    "linear to fewer": lambda: nn.Linear(12, 8),
     "3 x 3": lambda: nn.Conv2d(12, 18, 3, padding=1),
     "3 x 3 by two": lambda: nn.Conv2d(12, 18, 3, stride=2, padding=1, bias=False),
     "1 x 1": lambda: nn.Conv2d(12, 18, 1),
@@ -337,6 +339,43 @@ def test_lokr_is_whole_on_layers_of_any_size(size, rank):
     layer = nn.Linear(*reversed(size))
     shapes = KINDS_OF_ADAPTERS[LOKR].shapes(layer, rank, LoraConfig())
     assert [small * large for small, large in zip(shapes["lokr_w1"], shapes["lokr_w2"], strict=True)] == list(size)
+
+
+@pytest.mark.parametrize("rank", [16, 336, 1024])
+def test_a_lokr_of_low_rank_is_never_larger_than_the_whole_one(rank):
+    """As what other trainers call a full rank: theirs is 1344 or more for this layer of FLUX."""
+    with torch.device("meta"):
+        layer = nn.Linear(3072, 21504)
+    shapes = KINDS_OF_ADAPTERS[LOKR].shapes(layer, rank, LoraConfig(lokr_factor=8))
+    whole = {"lokr_w1": (8, 8), "lokr_w2": (2688, 384)}
+    assert (shapes == whole) == (rank >= 336) and numbers(shapes) <= numbers(whole)
+
+
+WIDTHS = {
+    "SDXL": [(640, 640), (1280, 1280), (640, 2048), (10240, 1280), (1280, 5120), (320, 640, 3)],
+    "FLUX": [(9216, 3072), (3072, 3072), (12288, 3072), (3072, 12288), (21504, 3072), (3072, 15360)],
+}
+
+
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize(("factor", "rank"), [(-1, 16), (4, 1024), (8, 1024), (8, 16), (10, 1024), (0, 16)], ids=str)
+def test_the_settings_that_a_lokr_file_calls_for_divide_every_layer_of_a_model_as_the_file_does(widths, factor, rank):
+    with torch.device("meta"):
+        layers = [nn.Conv2d(into, out, *size) if size else nn.Linear(into, out) for out, into, *size in widths]
+    kind, file = KINDS_OF_ADAPTERS[LOKR], []
+    for layer in layers:
+        shapes = kind.shapes(layer, rank, LoraConfig(lokr_factor=factor))
+        file.append((shapes, Division(layer, shapes["lokr_w1"], shapes.get("lokr_w2_b", [None])[0])))
+    found = settings_for([division for _, division in file])
+    for shapes, division in file:
+        own = kind.shapes(division.layer, found[division.setting], LoraConfig(lokr_factor=found["lokr_factor"]))
+        assert own == shapes or own["lokr_w1"] == shapes["lokr_w1"] and "lokr_w2" in own and division.rank
+
+
+def test_a_lokr_file_that_no_settings_make_calls_for_none():
+    layer = nn.Linear(64, 64)
+    assert settings_for([Division(layer, (4, 8), None)]) is None
+    assert settings_for([Division(layer, (4, 4), 2), Division(layer, (2, 2), 2)]) is None
 
 
 def test_lokrs_room_on_a_convolution_counts_its_window():

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BUNDLED = "bundle_emb."
 FIRST_ENTRY = 1 / 64
 """The root mean square of what is trained of a row; rows of CLIP-L's table have 0.014."""
+MOST_DECAY = 0.1
+"""More weight decay than this would do nothing but shorten v, so that steps turn it further and further: AdamW lets the
+entries of v settle at sqrt(rate / (2 decay)), which this leaves above where they begin at all usual rates."""
 
 
 def new_words(examples: Iterable[Example]) -> dict[str, str]:

@@ -5,6 +5,7 @@ The host moves, patches and saves its own modules; it never meets these, because
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Adapter:
     rate: float = 1.0
     until: float = 1.0
     scale: float = 1.0
+    most_decay: float = math.inf
+    """The most weight decay that does it good."""
 
     @property
     def down(self) -> nn.Parameter:
@@ -72,11 +75,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Segment:
-    """Numbers that lie side by side and are trained at one rate; `values` and its `grad` are views, not copies."""
+    """Numbers that lie side by side and are trained alike; `values` and its `grad` are views, not copies."""
 
     values: nn.Parameter = field(repr=False)
     rate: float
     until: float
+    decay: float
 
 
 class Adapters:
@@ -139,18 +143,19 @@ class Adapters:
         return [tensor for adapter in self for tensor in adapter.tensors.values()]
 
     def segments(self, config: TrainConfig) -> list[Segment]:
-        """The flat memory cut where the learning rate changes: by `lora_plus`, by `rates`, by network.
+        """The flat memory cut where the learning rate changes, by `lora_plus`, by `rates`, by network; or the decay.
 
         ValueError when a line of `rates` cannot be read.
         """
         rates = overrides(config.rates, "rates", HIGHEST_RATE)
         spans, start = [], 0
         for adapter, name, tensor in self._in_memory():
-            spans.append((_rate(adapter, name, config.lora_plus, rates), adapter.until, tensor.numel()))
+            rate = _rate(adapter, name, config.lora_plus, rates)
+            spans.append((rate, adapter.until, min(config.weight_decay, adapter.most_decay), tensor.numel()))
         segments = []
-        for (rate, until), same in groupby(spans, key=lambda span: span[:2]):
+        for settings, same in groupby(spans, key=lambda span: span[:-1]):
             end = start + sum(size for *_, size in same)
-            segments.append(Segment(self._span(start, end), rate, until))
+            segments.append(Segment(self._span(start, end), *settings))
             start = end
         return segments
 

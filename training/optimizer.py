@@ -33,7 +33,7 @@ def optimizer_for(adapters: Adapters, config: TrainConfig) -> torch.optim.Optimi
     require(config.optimizer)
     groups = _groups(adapters, config)
     try:
-        return BUILDERS[config.optimizer](groups, config.weight_decay)
+        return BUILDERS[config.optimizer](groups)
     except (RuntimeError, NotImplementedError, AttributeError, OSError) as error:
         raise ValueError(
             f"optimizer '{config.optimizer}' does not work here ({error}): choose optimizer '{ADAMW}'."
@@ -130,7 +130,7 @@ def _groups(adapters: Adapters, config: TrainConfig) -> list[dict[str, Any]]:
     """A group for each segment; its parameters are the segment, or for Adafactor the tensors that lie in it."""
     groups = []
     for segment in adapters.segments(config):
-        group = {"factor": segment.rate, "until": segment.until}
+        group = {"factor": segment.rate, "until": segment.until, "weight_decay": segment.decay}
         if config.optimizer != ADAFACTOR:
             groups.append({"params": [_alias(segment.values)], **group})
             continue
@@ -154,13 +154,13 @@ def _alias(values: nn.Parameter) -> nn.Parameter:
     return alias
 
 
-def _adamw(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) with all parameters updated in one fused call."""
     fused = groups[0]["params"][0].device.type in FUSED
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 
-def _adamw_8bit(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+def _adamw_8bit(groups: list[dict]) -> torch.optim.Optimizer:
     """AdamW with both moments in 8 bits, in blocks of their own scale (Dettmers et al. 2022)."""
     from bitsandbytes.optim import AdamW8bit
 
@@ -169,10 +169,10 @@ def _adamw_8bit(groups: list[dict], weight_decay: float) -> torch.optim.Optimize
     probe = nn.Parameter(torch.zeros(8192, device=device))
     probe.grad = torch.ones_like(probe)
     AdamW8bit([probe], lr=1e-3).step()
-    return AdamW8bit(groups, lr=0.0, weight_decay=weight_decay)
+    return AdamW8bit(groups, lr=0.0)
 
 
-def _adafactor(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+def _adafactor(groups: list[dict]) -> torch.optim.Optimizer:
     """Adafactor (Shazeer & Stern 2018) at a given rate, without scaling by the size of the parameter.
 
     Scaled so, an up factor, which begins at zero, would learn at a thousandth of the rate. torch's own always scales,
@@ -180,26 +180,22 @@ def _adafactor(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer
     """
     from transformers.optimization import Adafactor
 
-    return Adafactor(
-        groups, lr=0.0, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False
-    )
+    return Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False)
 
 
-def _prodigy(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+def _prodigy(groups: list[dict]) -> torch.optim.Optimizer:
     """Prodigy (Mishchenko & Defazio 2023) with bias correction and its safeguard for warm-up."""
     from prodigyopt import Prodigy
 
     optimizer = Prodigy(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
-    for group in optimizer.param_groups:  # given to the constructor, it prints a line
-        group["weight_decay"] = weight_decay
     return optimizer
 
 
 class Lion(torch.optim.Optimizer):
     """Lion (Chen et al. 2023, algorithm 2): the sign of a mixture of gradient and momentum, and decoupled decay."""
 
-    def __init__(self, groups: list[dict], weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "betas": betas})
+    def __init__(self, groups: list[dict], betas: tuple[float, float] = (0.9, 0.99)) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -221,8 +217,8 @@ class ScheduleFree(torch.optim.Optimizer):
     going back and forth loses no bit, and what is read between steps is what a file should hold.
     """
 
-    def __init__(self, groups: list[dict], weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        defaults = {"lr": 0.0, "weight_decay": weight_decay, "betas": betas, "eps": 1e-8}
+    def __init__(self, groups: list[dict], betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        defaults = {"lr": 0.0, "betas": betas, "eps": 1e-8}
         super().__init__(groups, defaults | {"k": 0, "weight_sum": 0.0, "rate_max": 0.0})
         self._average: dict[nn.Parameter, Tensor] = {}
 
@@ -269,7 +265,7 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict, nn.
                 yield group, parameter
 
 
-BUILDERS: dict[str, Callable[[list[dict], float], torch.optim.Optimizer]] = {
+BUILDERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
     ADAMW: _adamw,
     ADAMW_8BIT: _adamw_8bit,
     ADAFACTOR: _adafactor,

@@ -21,7 +21,16 @@ from comfy.sd1_clip import SDTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...training.embeddings import BUNDLED, embedding_names, embedding_path, first_rows, rows_of, trained_form, worded
+from ...training.embeddings import (
+    BUNDLED,
+    MOST_DECAY,
+    embedding_names,
+    embedding_path,
+    first_rows,
+    rows_of,
+    trained_form,
+    worded,
+)
 from ...training.lora import Adapter
 from ...training.noise import generator
 from ...training.whole_file import tensor_bytes, write_atomically
@@ -122,6 +131,7 @@ class NewTokens:
                 tensors={"direction": nn.Parameter(first.clone())},
                 rate=rate,
                 until=1.0,
+                most_decay=MOST_DECAY,
             )
             for trigger, encoders in self._first.items()
             for name, (first, _) in encoders.items()

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lora_workbench.nodes.host.encoders import GraphEncoder
 from lora_workbench.nodes.host.new_tokens import NewTokens
-from lora_workbench.training.embeddings import bundled, worded
+from lora_workbench.training.embeddings import MOST_DECAY, bundled, worded
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
@@ -102,6 +102,11 @@ def test_t5_is_told_the_trigger_word_itself(clips, model):
 def test_a_word_with_a_class_begins_as_its_class(clips, model):
     ours = with_words(model, clips["sdxl"], "a blib here")
     torch.testing.assert_close(ours, plain(model, clips["sdxl"], "a red star here"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_word_is_spared_the_weight_decay_of_layers(clips):
+    adapters = NewTokens(clips["sdxl"], {"zork": ""}, 2, 0).adapters(rate=1.0)
+    assert [adapter.most_decay for adapter in adapters] == [MOST_DECAY] * 2
 
 
 def test_what_a_word_begins_as_is_a_function_of_the_seed(clips):

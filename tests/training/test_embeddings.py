@@ -7,6 +7,7 @@ import torch
 
 from lora_workbench.training.dataset import Example
 from lora_workbench.training.embeddings import (
+    MOST_DECAY,
     bundled,
     embedding_names,
     embedding_path,
@@ -108,6 +109,20 @@ def test_the_gradient_turns_a_row_and_does_not_lengthen_it():
     rows_of(trained, lengths)[:, 0].sum().backward()
     assert trained.grad.abs().max() > 0.1
     assert (trained.grad * trained).sum(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("decay", "keeps"), [(MOST_DECAY, True), (4.0, False)])
+def test_what_is_trained_of_a_row_keeps_its_size_under_the_most_weight_decay_and_not_under_more(decay, keeps):
+    """Half as long, it turns twice as far in a step."""
+    random = torch.Generator().manual_seed(0)
+    first, lengths = trained_form(torch.randn(1, 768, generator=random))
+    trained = torch.nn.Parameter(first.clone())
+    optimizer = torch.optim.AdamW([trained], lr=1e-4, weight_decay=decay)
+    for _ in range(2000):
+        (rows_of(trained, lengths) * torch.randn(1, 768, generator=random)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (trained.norm() > 0.95 * first.norm()) == keeps and (trained.norm() < 0.55 * first.norm()) != keeps
 
 
 def test_a_lora_file_holds_its_embeddings_in_onetrainers_words():

@@ -1,5 +1,7 @@
 """Every optimizer against a published or foreign one, and that its state goes on bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import Denoiser, equal
@@ -157,7 +159,7 @@ class _Cut:
         for where, until in self._segments:
             values = torch.nn.Parameter(self._over.values.data[where])
             values.grad = self._over.values.grad[where]
-            cut.append(Segment(values, 1.0, until))
+            cut.append(Segment(values, 1.0, until, config.weight_decay))
         return cut
 
 
@@ -296,8 +298,6 @@ def test_prodigy_refuses_parts_with_rates_of_their_own():
 
     class Two(_Cut):
         def segments(self, config):
-            from dataclasses import replace
-
             first, second = super().segments(config)
             return [first, replace(second, rate=0.5)]
 
@@ -306,8 +306,26 @@ def test_prodigy_refuses_parts_with_rates_of_their_own():
 
 
 def test_a_prodigy_with_weight_decay_prints_nothing(capsys):
-    made_for("prodigy", adapters())
-    assert capsys.readouterr().out == ""
+    (group,) = made_for("prodigy", adapters()).param_groups
+    assert group["weight_decay"] == DECAY and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "prodigy"])
+def test_what_has_a_decay_of_its_own_is_pulled_by_that(name):
+    class Two(_Cut):
+        def segments(self, config):
+            first, second = super().segments(config)
+            return [replace(first, decay=0.0), second]
+
+    over, half = adapters(), slice(0, 32)
+    pulled, free = over.values.detach()[32:64].norm(), over.values.detach()[half].norm()
+    optimizer = made_for(name, Two(over, [(half, 1.0), (slice(32, 64), 1.0)]))
+    set_learning_rate(optimizer, 1.0)
+    with training_weights(optimizer):
+        over.values.grad.zero_()
+        optimizer.step()
+    assert over.values.detach()[half].norm() == free
+    assert over.values.detach()[32:64].norm() < pulled
 
 
 def test_a_state_that_is_being_changed_is_not_taken():

@@ -1,12 +1,13 @@
 """Which layers are adapted, with which rank, and what is said about patterns that cannot be read."""
 
 import pytest
+import torch
 from torch import nn
 from toys import Network, part
 
 from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.families import LAYER_PRESETS
-from lora_workbench.training.lora import Adapters, Part
+from lora_workbench.training.lora import Adapter, Adapters, Part
 from lora_workbench.training.patterns import last_match, overrides, patterns
 from lora_workbench.training.targets import targets
 
@@ -188,6 +189,17 @@ def test_segments_cover_every_number_once_and_share_its_memory_and_gradient():
         segment.values.grad.fill_(3.0)
     assert (adapters.values == 2).all() and (adapters.values.grad == 3).all()
     assert all((tensor == 2).all() and (tensor.grad == 3).all() for tensor in adapters.parameters())
+
+
+@pytest.mark.parametrize(("decay", "of_the_word"), [(0.01, 0.01), (4.0, 0.1)])
+def test_strong_weight_decay_is_for_layers_and_spares_new_words(decay, of_the_word):
+    """The default is one segment still, so that states of earlier versions fit."""
+    word = Adapter("word", "word", "", None, None, {"direction": nn.Parameter(torch.ones(3))}, most_decay=0.1)
+    adapters = Adapters.build([part(Network())], LoraConfig(rank=2), seed=0, extra=[word])
+    found = adapters.segments(TrainConfig(weight_decay=decay))
+    (own,) = [one for one in found if covers(one.values, word.tensors["direction"])]
+    assert own.decay == of_the_word and max(one.decay for one in found) == decay
+    assert len(found) == (1 if decay == of_the_word else 3)
 
 
 def test_a_rate_that_cannot_be_read_is_one_sentence():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .config import DORA, LOHA, LORA, PRODIGY, SCHEDULE_FREE, LoraConfig, TrainConfig
+from .config import DORA, LOHA, LOKR, LORA, OFT, PRODIGY, SCHEDULE_FREE, LoraConfig, TrainConfig
 from .dataset import Dataset
 from .schedule import warmup_steps
 
@@ -32,6 +32,12 @@ def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False
             f"alpha and rank make changes {scale:.3g} times as large, and the learning rate is derived for 1: "
             f"{rate / scale:.2g} would learn about as fast."
         )
+    if lora.kind == LOKR and not lora.lokr_factor and (lora.alpha or lora.rank_stabilized):
+        notes.append(
+            "alpha and rank_stabilized have no effect on a LoKr whose lokr_factor is 0, since its factors are whole."
+        )
+    if lora.kind == OFT and train.weight_decay == TrainConfig.weight_decay:
+        notes.append(f"OFT turns more of the model than it has to at weight_decay {train.weight_decay:g}: -1 suits it.")
     if train.steps <= warmup_steps(train.warmup, train.steps):
         notes.append(f"The warm-up takes all {train.steps} steps: make it shorter.")
     if train.text.encoder_rate and not train.text.encoder_stop:

@@ -35,10 +35,30 @@ def test_a_scale_far_from_one_is_said_where_the_rate_is_derived(lora, rate):
 
 
 @pytest.mark.parametrize(
-    "lora", [{}, {"alpha": 8}, {"kind": "oft", "alpha": 1.0}, {"kind": "lokr", "rank_stabilized": True}], ids=str
+    "lora",
+    [
+        {},
+        {"alpha": 8},
+        {"kind": "oft", "alpha": 1.0},
+        {"kind": "lokr", "alpha": 1.0, "lokr_factor": 8},
+        {"kind": "lokr"},
+    ],
+    ids=str,
 )
 def test_a_usual_scale_or_one_that_alpha_does_not_make_needs_no_note(lora):
-    assert notes_on(LoraConfig(**lora), TrainConfig(), derived_rate=True) == ()
+    assert plan("character", SDXL, 20, ExpertSettings(**lora)).notes == ()
+
+
+@pytest.mark.parametrize("ignored", [{"alpha": 1.0}, {"rank_stabilized": True}], ids=str)
+def test_a_scale_that_a_lokr_does_not_take_is_said(ignored):
+    (note,) = plan("character", SDXL, 20, ExpertSettings(kind="lokr", **ignored)).notes
+    assert note.startswith("alpha and rank_stabilized have no effect on a LoKr")
+
+
+def test_the_decay_that_older_workflows_hold_is_said_where_it_does_not_suit():
+    (note,) = plan("character", SDXL, 20, ExpertSettings(kind="oft", weight_decay=0.01)).notes
+    assert "at weight_decay 0.01: -1 suits it." in note
+    assert plan("character", SDXL, 20, ExpertSettings(weight_decay=0.01)).notes == ()
 
 
 def test_prodigy_finds_the_rate_whatever_the_scale(monkeypatch):

@@ -48,16 +48,13 @@ class Lokr(Kind):
 
     def forward(self, layer, tensors, scale, weights, thinned) -> Forward:
         base, kernel = frozen_forward(layer, weights), kernel_of(layer)
-        small = tensors["lokr_w1"]
 
         def forward(x: Tensor) -> Tensor:
-            large = _large(tensors)
+            small, large = tensors["lokr_w1"] * scale, _large(tensors)
             if kernel:
                 large = large.view(len(large), -1, *kernel)
-                change = _convolved(thinned(x), small.to(x.dtype), large.to(x.dtype), layer)
-            else:
-                change = _multiplied(thinned(x), small.to(x.dtype), large.to(x.dtype))
-            return base(x) + change * scale
+                return base(x) + _convolved(thinned(x), small.to(x.dtype), large.to(x.dtype), layer)
+            return base(x) + _multiplied(thinned(x), small.to(x.dtype), large.to(x.dtype))
 
         return forward
 

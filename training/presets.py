@@ -32,6 +32,7 @@ from .config import (
     ADAMW_8BIT,
     LION,
     LOHA,
+    LOKR,
     LORA,
     MOST_STEPS,
     OFT,
@@ -202,8 +203,8 @@ class Plan:
     def __str__(self) -> str:
         train, lora, objective, text = self.train, self.lora, self.train.objective, self.train.text
         lines = [
-            f"{train.steps} steps at learning rate {train.learning_rate:g}, rank {lora.rank}, "
-            f"alpha {lora.alpha or lora.rank:g}, {lora.layers}, batch {train.batch_size}"
+            f"{train.steps} steps at learning rate {train.learning_rate:g}, {_room(lora)}, {lora.layers}, "
+            f"batch {train.batch_size}"
             + (f" x {train.accumulation}" if train.accumulation > 1 else "")
             + f", a checkpoint every {self.save_every} steps",
             f"{lora.kind}, {train.optimizer}{_pulled(train)}, {_schedule(train)}, noise levels {objective.timesteps}, "
@@ -333,6 +334,13 @@ def fitted(
 
 def _in_proportion(warmup: float, ratio: float) -> float:
     return warmup if warmup < 1 else max(1, round(warmup * ratio))
+
+
+def _room(lora: LoraConfig) -> str:
+    """The rank, and what else says how an adapter of this kind is made."""
+    limit = f", alpha {lora.alpha:g}" if lora.alpha else ""
+    others = {OFT: limit, LOKR: f", lokr_factor {lora.lokr_factor}{limit}" if lora.lokr_factor else ""}
+    return f"rank {lora.rank}" + others.get(lora.kind, f", alpha {lora.alpha or lora.rank:g}")
 
 
 def _schedule(train: TrainConfig) -> str:

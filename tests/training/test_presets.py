@@ -349,6 +349,22 @@ def test_the_plan_says_an_unusual_weight_decay():
     assert "decay" not in str(planned(settings=ExpertSettings()))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "rank 16, alpha 16, attention"),
+        ({"kind": "oft"}, "rank 16, attention"),
+        ({"kind": "oft", "alpha": 0.5}, "rank 16, alpha 0.5, attention"),
+        ({"kind": "lokr", "alpha": 8.0}, "rank 16, attention"),
+        ({"kind": "lokr", "lokr_factor": 8}, "rank 16, lokr_factor 8, attention"),
+        ({"kind": "lokr", "lokr_factor": 8, "alpha": 4.0}, "rank 16, lokr_factor 8, alpha 4, attention"),
+    ],
+    ids=str,
+)
+def test_the_plan_says_alpha_only_where_the_kind_has_one(settings, said):
+    assert said in str(planned(settings=ExpertSettings(**settings)))
+
+
 def test_oft_is_given_twice_the_steps_where_they_are_derived():
     steps = {kind: planned(settings=ExpertSettings(kind=kind)).train.steps for kind in KINDS}
     assert steps.pop("oft") == 2 * steps["lora"]

@@ -253,6 +253,6 @@ def _forms() -> list[io.Input]:
             -1,
             config.HIGHEST_RANK,
             "Of kind lokr: parts each side is divided into; fewer make a larger file that learns more. 8 and 16 are "
-            "usual, 0 = about as large as a LoRA of the rank, -1 = the smallest.",
+            "usual, 0 = no larger than a LoRA of the rank, -1 = the smallest.",
         ),
     ]

@@ -46,7 +46,7 @@ class LoraConfig:
     """The largest Frobenius norm a layer's change may have; 0 sets no limit."""
     lokr_factor: int = 0
     """Of kind "lokr": how many parts a layer's sides are divided into at most, -1 near their square root; 0 gives the
-    adapter about as much room as a LoRA of the rank."""
+    adapter as much room as a LoRA of the rank has, or less where its sides cannot be divided so."""
 
     def __post_init__(self) -> None:
         within("rank", self.rank, 1, HIGHEST_RANK)

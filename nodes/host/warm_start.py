@@ -112,15 +112,16 @@ class _Report:
     def add(self, adapter: Adapter, kept: float, whole: float) -> None:
         self.taken += 1
         self.kept, self.whole = self.kept + kept, self.whole + whole
-        self.ranks.add(adapter.kind.rank(adapter.tensors))
+        if "lokr_w2" not in adapter.tensors:  # a whole one has no rank
+            self.ranks.add(adapter.kind.rank(adapter.tensors))
 
     def line(self, left_out: list[str]) -> str:
         """The report in words."""
         share = (self.kept / self.whole) ** 0.5 if self.whole else 1.0
-        ranks = ", ".join(map(str, sorted(self.ranks)))
+        ranks = f" at rank {', '.join(map(str, sorted(self.ranks)))}" if self.ranks else ""
         effect = "with all of its effect" if share > 1 - 1e-6 else f"which keeps {100 * share:.4g} % of its effect"
         layers = "1 layer" if self.taken == 1 else f"{self.taken} layers"
-        line = f"Started from '{self.file}': {layers} at rank {ranks}, {effect}"
+        line = f"Started from '{self.file}': {layers}{ranks}, {effect}"
         return f"{line}; not trained here and left out: {_listed(left_out)}." if left_out else f"{line}."
 
 
@@ -160,10 +161,11 @@ def _misfit(adapter: Adapter, known: list[tuple[Adapter, str, Patches]], file: s
     divisions = [_division(other, patches) for other, _, patches in known]
     if "lokr_w1" in adapter.tensors and all(divisions) and (fitting := settings_for(divisions)):
         factor = fitting.pop("lokr_factor")
-        ranks = " and ".join(f"{name} to {rank}{' or more' if factor else ''}" for name, rank in fitting.items())
+        *most, last = (f"{name} to {rank}{' or more' if factor else ''}" for name, rank in fitting.items())
+        needed = ", ".join([f"lokr_factor to {factor}", *most])
         return (
-            f"'{file}' is a LoKr divided in another way than is trained here: set lokr_factor to {factor} with "
-            f"{ranks}, or start from nothing."
+            f"'{file}' is a LoKr divided in another way than is trained here: set {needed} and {last}, "
+            "or start from nothing."
         )
     return (
         f"'{file}' has layer '{adapter.name}' in another form or at a higher rank than is trained here, "

@@ -244,11 +244,13 @@ def test_a_lokr_divided_in_another_way_names_the_settings_with_which_all_of_it_f
     patcher, path = hosttoys.model(model), tmp_path / "star.safetensors"
     tensors = trained(patcher, kind="lokr", **division)
     settings = {"kind": "lokr", "rank": 16, "conv_rank": division.get("conv_rank", 0) and 16}
-    with pytest.raises(ValueError, match=r" set lokr_factor to .* with .*, or start from nothing\.$") as error:
+    with pytest.raises(ValueError, match=r" set lokr_factor to .* and .*, or start from nothing\.$") as error:
         started(patcher, tensors, path, **settings)
     named = {name: int(value) for name, value in re.findall(r"(\w+) to (-?\d+)", str(error.value))}
-    denoiser, _, line = started(patcher, tensors, path, **settings | named)
-    assert "with all of its effect" in line
+    denoiser, adapters, line = started(patcher, tensors, path, **settings | named)
+    ranks = {tensor.shape[1] for adapter in adapters for name, tensor in adapter.tensors.items() if name == "lokr_w2_a"}
+    at = f" at rank {', '.join(map(str, sorted(ranks)))}" if ranks else ""
+    assert f"{len(adapters)} layers{at}, with all of its effect" in line
     assert_equal(model, patcher, denoiser, tensors)
 
 

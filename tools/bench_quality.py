@@ -126,7 +126,7 @@ TRIALS = {
     "lokr_faster": Trial({"kind": "lokr"}, rate=2.0),
     "oft": Trial({"kind": "oft"}, steps=2.0),
     "oft_sooner": Trial({"kind": "oft"}),
-    "oft_drifting": Trial({"kind": "oft", "weight_decay": 0.01}, steps=2.0),
+    "oft_drifting": Trial({"kind": "oft", "weight_decay": 0.01}),
     "ema": Trial({"ema": 0.99}),
     "noise": Trial(pictures=noise_around),
     "masked": Trial({"mask_floor": 0.0}, pictures=noise_around_masked),

@@ -115,7 +115,7 @@ class ExpertSettings:
     warmup: float = 0.0
     checkpointing: str = AUTOMATIC
     weight_decay: float = -1.0
-    """-1 is what suits the kind."""
+    """Below 0 is what suits the kind."""
     clip_norm: float = 1.0
     save_precision: str = "fp16"
 
@@ -283,7 +283,7 @@ def derived_rate(optimizer: str, per_step: int, kind: str = LORA) -> float:
 
 
 def _decay(settings: ExpertSettings) -> float:
-    if settings.weight_decay != -1:
+    if settings.weight_decay >= 0:
         return settings.weight_decay
     return KIND_DECAYS.get(settings.kind, TrainConfig.weight_decay)
 

@@ -342,6 +342,7 @@ def test_weight_decay_is_the_usual_one_but_for_oft_unless_it_is_given():
     assert set(decays.values()) == {TrainConfig().weight_decay} == {0.01}
     for kind in KINDS:
         assert planned(settings=ExpertSettings(kind=kind, weight_decay=0.0)).train.weight_decay == 0.0
+    assert planned(settings=ExpertSettings(kind="oft", weight_decay=-0.999)).train.weight_decay == 4.0  # one click on +
 
 
 def test_the_plan_says_an_unusual_weight_decay():

@@ -187,8 +187,7 @@ def _prodigy(groups: list[dict]) -> torch.optim.Optimizer:
     """Prodigy (Mishchenko & Defazio 2023) with bias correction and its safeguard for warm-up."""
     from prodigyopt import Prodigy
 
-    optimizer = Prodigy(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
-    return optimizer
+    return Prodigy(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
 
 
 class Lion(torch.optim.Optimizer):

@@ -35,6 +35,7 @@ class LoraWorkbenchTrainingSettings(io.ComfyNode):
                 *_intervals(),
                 *_memory(),
                 *_forms(),
+                *_outside(),
             ],
             outputs=[SETTINGS.Output("settings", tooltip="For the settings input of LoRA Trainer.")],
         )
@@ -254,5 +255,17 @@ def _forms() -> list[io.Input]:
             config.HIGHEST_RANK,
             "Of kind lokr: parts each side is divided into; fewer make a larger file that learns more. 8 and 16 are "
             "usual, 0 = no larger than a LoRA of the rank, -1 = the smallest.",
+        ),
+    ]
+
+
+def _outside() -> list[io.Input]:
+    return [
+        _number(
+            "mask_preservation",
+            0.0,
+            100.0,
+            "Keep what lies outside masks as the model would draw it: weight of that. 1 is usual, 0 = off.",
+            step=0.1,
         ),
     ]

@@ -97,6 +97,8 @@ class ObjectiveConfig:
     """The weight of answering as the base model does when the trigger word is replaced by the class word."""
     class_words: str = ""
     """Of preservation: what the trigger word stands for, such as "woman"; empty takes them from the folder's name."""
+    mask_preservation: float = 0.0
+    """The weight of answering as the base model does outside a mask, where pictures have one."""
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, LOSSES)
@@ -120,6 +122,7 @@ class ObjectiveConfig:
         within("stratify", self.stratify, 0, 10_000)
         within("mask_floor", self.mask_floor, 0, 1)
         within("preservation", self.preservation, 0, 100)
+        within("mask_preservation", self.mask_preservation, 0, 100)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ def effective(one: Mapping, other: Mapping) -> tuple[dict, dict]:
 def _effective(identity: Mapping) -> dict:
     # A LoKr that does not say lokr_factor is of an earlier version, whose states lie in memory in another order.
     train, lora = identity.get("train", {}), identity.get("lora", {})
-    objective, text = train.get("objective", {}), train.get("text", {})
-    unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor"])]
+    # Earlier versions had no mask_preservation.
+    objective, text = {"mask_preservation": 0.0} | train.get("objective", {}), train.get("text", {})
+    unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor", "mask_preservation"])]
     parts = {"objective": _without(objective, unused), "text": _without(text, _untrained(text))}
     train = _without(train, () if train.get("schedule") == RESTARTS else ("restarts",))
     return {**identity, "train": {**train, **parts}, "lora": _without(lora, _unadapted(lora))}

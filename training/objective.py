@@ -7,11 +7,15 @@ Preservation (ai-toolkit's "differential output preservation") asks a second tim
 class words, where the right answer is that of the network without adapters: the class stays what it was. It is judged
 as the first answer is, but over the whole picture, and added to it with its weight. Regularization pictures and
 captions without the trigger word have no second question.
+
+Preservation outside of masks (OneTrainer's "masked prior preservation") asks nothing more of the adapters: their
+answer is judged outside of the mask by that of the network without adapters to the same text, averaged over what lies
+outside, and added with its weight. Without it nothing keeps the surroundings from changing with what is learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,6 +45,8 @@ class Question:
     kept: Tensor | None = None
     """What the network without adapters answers to the class words, 0 for examples that have none; None when it is not
     asked."""
+    around: Tensor | None = None
+    """What it answers to the same text, 0 for examples whose mask leaves nothing out; None when it is not asked."""
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -55,9 +61,9 @@ class Question:
     def at(self, places: Sequence[int]) -> Question:
         """The question about the examples at some places only."""
         chosen = list(places)
-        kept = None if self.kept is None else self.kept[chosen]
         own = (tensor[chosen] for tensor in (self.noisy, self.sigma, self.wanted, self.counts))
-        return Question(self.batch.at(chosen), *own, kept)
+        bases = (None if tensor is None else tensor[chosen] for tensor in (self.kept, self.around))
+        return Question(self.batch.at(chosen), *own, *bases)
 
 
 class Objective:
@@ -84,9 +90,7 @@ class Objective:
         latents, sigma, noise, shown, counts = (x.to(denoiser.device) for x in drawn)
         noisy = mix(denoiser.prediction, latents, shown, sigma)
         question = Question(batch, noisy, sigma, target(denoiser.prediction, latents, noise, sigma), counts)
-        if not config.preservation:
-            return question
-        return replace(question, kept=_kept(denoiser, question))
+        return replace(question, kept=self._kept(denoiser, question), around=self._around(denoiser, question))
 
     def terms(self, denoiser: Denoiser, question: Question) -> Iterator[Tensor]:
         """The loss of each example (B,), with all that weighs it and with gradient; then what preservation adds to it.
@@ -98,9 +102,7 @@ class Objective:
         # Whatever comes from main memory waits for the device, so it comes before the network has to do.
         pictures = batch.weights.to(levels)
         masks = None if batch.masks is None else batch.masks.to(levels.device)
-        answer = denoiser(question.noisy, question.sigma, denoiser.text_of(batch), batch.size)
-        yield self._errors(denoiser, answer, question.wanted, question.sigma, masks) * pictures * levels
-        del answer
+        yield self._missed(denoiser, question, masks) * pictures * levels
         if question.kept is not None and _preserved(batch):
             yield self.config.preservation * self._drift(denoiser, question) * pictures * levels
 
@@ -114,13 +116,38 @@ class Objective:
             noise = multires(noise, config.multires_iterations, config.multires_discount, rng)
         return noise
 
+    def _kept(self, denoiser: Denoiser, question: Question) -> Tensor | None:
+        if not self.config.preservation:
+            return None
+        return _of_base(denoiser, question, _preserved(question.batch), Batch.of_class)
+
+    def _around(self, denoiser: Denoiser, question: Question) -> Tensor | None:
+        masks = question.batch.masks
+        if not self.config.mask_preservation or masks is None:
+            return None
+        return _of_base(denoiser, question, (masks.flatten(1).amin(1) < 1).nonzero().flatten().tolist())
+
     def _errors(
-        self, denoiser: Denoiser, answer: Tensor, wanted: Tensor, sigma: Tensor, masks: Tensor | None = None
+        self,
+        denoiser: Denoiser,
+        answer: Tensor,
+        wanted: Tensor,
+        sigma: Tensor,
+        masks: Tensor | None = None,
+        floor: float = 0.0,
     ) -> Tensor:
         """The mean error of each example (B,), before weights."""
-        config = self.config
-        threshold = huber_threshold(config, sigma, denoiser.sigmas)
-        return mean_errors(element_errors(config, answer, wanted, threshold), masks, config.mask_floor)
+        threshold = huber_threshold(self.config, sigma, denoiser.sigmas)
+        return mean_errors(element_errors(self.config, answer, wanted, threshold), masks, floor)
+
+    def _missed(self, denoiser: Denoiser, question: Question, masks: Tensor | None) -> Tensor:
+        """How far each answer (B,) is from the right one, and outside of its mask from that of the base."""
+        answer = denoiser(question.noisy, question.sigma, denoiser.text_of(question.batch), question.batch.size)
+        missed = self._errors(denoiser, answer, question.wanted, question.sigma, masks, self.config.mask_floor)
+        if question.around is None:
+            return missed
+        outside = self._errors(denoiser, answer, question.around, question.sigma, 1 - masks)
+        return missed + self.config.mask_preservation * outside
 
     def _drift(self, denoiser: Denoiser, question: Question) -> Tensor:
         """How far each answer (B,) to the class words has moved; 0 for examples without a second question."""
@@ -132,16 +159,20 @@ class Objective:
         return drift
 
 
-def _kept(denoiser: Denoiser, question: Question) -> Tensor:
-    """What the network without adapters answers, in as many parts as batches go through it; 0 where it is not asked."""
-    kept = torch.zeros_like(question.wanted)
-    places = _preserved(question.batch)
+def _of_base(
+    denoiser: Denoiser, question: Question, places: Sequence[int], told: Callable[[Batch], Batch] = lambda batch: batch
+) -> Tensor:
+    """What the network without adapters answers about the examples at `places`, each told as `told` says; else 0.
+
+    In as many parts as batches go through it.
+    """
+    found = torch.zeros_like(question.wanted)
     if places:
         parts = question.at(places).parts(denoiser.parts)
         with denoiser.base():
-            answers = [denoiser(p.noisy, p.sigma, p.batch.of_class().text, p.batch.size) for p in parts]
-        kept[places] = torch.cat(answers).to(kept)
-    return kept
+            answers = [denoiser(part.noisy, part.sigma, told(part.batch).text, part.batch.size) for part in parts]
+        found[places] = torch.cat(answers).to(found)
+    return found
 
 
 def _preserved(batch: Batch) -> list[int]:

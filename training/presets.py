@@ -172,6 +172,8 @@ class ExpertSettings:
 
     lokr_factor: int = LoraConfig.lokr_factor
 
+    mask_preservation: float = ObjectiveConfig.mask_preservation
+
     def __post_init__(self) -> None:
         one_of("checkpointing", self.checkpointing, CHECKPOINTING)
         one_of("save_precision", self.save_precision, PRECISIONS)

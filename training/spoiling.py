@@ -36,7 +36,7 @@ def losses_of(denoiser: Denoiser, pictures: Sequence[Batch], config: TrainConfig
 
     One question at a time goes through the network, so a training step takes more memory.
     """
-    objective = Objective(replace(config.objective, preservation=0), config.seed)
+    objective = Objective(replace(config.objective, preservation=0, mask_preservation=0), config.seed)
     questions = [picture for picture in pictures for _ in range(QUESTIONS)]
     losses = []
     for number, picture in enumerate(questions):

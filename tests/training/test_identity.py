@@ -25,6 +25,7 @@ IDLE = [
     ({"kind": "oft"}, {"rank_stabilized": True}),
     ({}, {"lokr_factor": 4}),
     ({}, {"mask_floor": 0.5}),
+    ({}, {"mask_preservation": 1.0}),
 ]
 AT_WORK = [
     ({"loss": "huber"}, {"huber_c": 0.5}),
@@ -91,7 +92,8 @@ def test_text_settings_count_where_something_of_the_text_is_trained():
     assert not same(of(new_tokens=2), of(new_tokens=2, token_rate=3.0))
 
 
-def test_what_masks_leave_out_counts_where_there_are_masks_which_earlier_versions_did_not_say():
+@pytest.mark.parametrize("changed", [{"mask_floor": 0.5}, {"mask_preservation": 1.0}], ids=str)
+def test_what_masks_leave_out_counts_where_there_are_masks_which_earlier_versions_did_not_say(changed):
     def of(version, **settings):
         return {
             name: value
@@ -99,7 +101,6 @@ def test_what_masks_leave_out_counts_where_there_are_masks_which_earlier_version
             if version or name != MASKED
         }
 
-    changed = {"mask_floor": 0.5}
     assert not same(of("masks"), of("masks", **changed)) and not same(of(""), of("", **changed))
     assert same(of("", **changed), of("no masks")) and same(of("no masks"), of("", **changed))
     assert same(of(""), of("masks")) and not same(of("", **changed), of("masks"))
@@ -122,6 +123,13 @@ def test_a_lokr_of_an_earlier_version_does_not_go_on_since_its_states_lie_in_ano
     del before["lora"]["lokr_factor"]
     assert not same(before, now)
     assert differences(before, now) == ["lokr_factor"]
+
+
+def test_a_masked_run_of_an_earlier_version_goes_on_unless_the_base_is_asked_now():
+    before = identity({}, masked=True)
+    del before["train"]["objective"]["mask_preservation"]
+    assert same(before, identity({}, masked=True))
+    assert differences(before, identity({"mask_preservation": 1.0}, masked=True)) == ["mask_preservation"]
 
 
 def test_other_kinds_of_an_earlier_version_go_on():

@@ -37,6 +37,7 @@ EVERYTHING = ObjectiveConfig(
     timesteps="content",
     timestep_low=0.1,
     preservation=0.7,
+    mask_preservation=0.6,
 )
 
 
@@ -94,7 +95,7 @@ def test_a_question_is_a_function_of_seed_and_number_and_of_nothing_else():
 
     def facts(**where):
         question = question_of(EVERYTHING, batch, denoiser, **where)
-        return question.noisy, question.sigma, question.wanted, question.kept
+        return question.noisy, question.sigma, question.wanted, question.kept, question.around
 
     torch.manual_seed(1)
     first = facts()
@@ -169,11 +170,14 @@ def test_all_terms_apply_in_the_published_order(prediction):
     def huber(difference):
         return 2 * c * ((difference**2 + c**2).sqrt() - c)
 
-    error = huber(answers(denoiser, question, batch.text) - question.wanted.double())
+    bare, answer = Denoiser(prediction), answers(denoiser, question, batch.text)
+    error = huber(answer - question.wanted.double())
     counted = batch.masks.double().clamp(min=0.1).expand_as(error)
     per_picture = (error * counted).sum((1, 2, 3)) / counted.sum((1, 2, 3))
+    moved_outside = huber(answer - answers(bare, question, batch.text))
+    outside = (1 - batch.masks.double()).expand_as(error)
+    per_picture = per_picture + 0.6 * (moved_outside * outside).sum((1, 2, 3)) / outside.sum((1, 2, 3))
     class_text = [text or batch.text[0] for text in batch.class_text]
-    bare = Denoiser(prediction)
     drift = huber(answers(denoiser, question, class_text) - answers(bare, question, class_text)).mean((1, 2, 3))
     per_picture = per_picture + 0.7 * drift * torch.tensor([1, 0, 1, 1])
     snr = sigma**-2
@@ -319,6 +323,84 @@ def test_preservation_never_holds_the_activations_of_both_answers():
 def test_preservation_without_class_texts_is_refused_by_name():
     with pytest.raises(ValueError, match=r"^preservation needs captions with class words.*\.$"):
         losses(ObjectiveConfig(preservation=1.0))
+
+
+# Preservation outside of masks
+
+
+class Asked(Denoiser):
+    """Notes how many examples it is asked about each time, and whether with its adapters."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __call__(self, noisy, *rest):
+        self.asked.append((len(noisy), torch.is_grad_enabled()))
+        return super().__call__(noisy, *rest)
+
+
+def with_masks(*shown):
+    """A batch whose examples count in that share of their rows, from the top."""
+    batch = batch_of(len(shown))
+    masks = torch.zeros_like(batch.latents[:, :1])
+    for mask, share in zip(masks, shown, strict=True):
+        mask[:, : round(share * mask.shape[1])] = 1
+    return replace(batch, masks=masks)
+
+
+KEPT_OUTSIDE = ObjectiveConfig(mask_floor=0.0, mask_preservation=2.0)
+
+
+def test_outside_of_a_mask_the_answer_is_measured_by_that_of_the_base_to_the_same_text():
+    denoiser, batch = moved(Denoiser()), with_masks(0.5, 0.25, 1.0, 0.5)
+    added = losses(KEPT_OUTSIDE, batch, denoiser) - losses(ObjectiveConfig(mask_floor=0.0), batch, denoiser)
+    question = question_of(batch=batch)
+    change = (answers(denoiser, question, batch.text) - answers(Denoiser(), question, batch.text)).square()
+    rows = change.shape[2]
+    expected = torch.stack(
+        [
+            change[0, :, rows // 2 :].mean(),
+            change[1, :, rows // 4 :].mean(),
+            torch.tensor(0.0),
+            change[3, :, rows // 2 :].mean(),
+        ]
+    )
+    torch.testing.assert_close(added.double(), 2 * expected, rtol=1e-3, atol=1e-5)
+    assert added[0] > 1e-4
+
+
+def test_what_the_picture_shows_outside_of_its_mask_then_has_no_part_in_the_gradient():
+    """Only in the noisy latents, of which the network sees all."""
+    gradients = []
+    for outside in (0.0, 1000.0):
+        denoiser, batch = moved(Denoiser()), with_masks(0.5, 0.5)
+        question = Objective(KEPT_OUTSIDE, 1).question(denoiser, batch, 3)
+        wanted = question.wanted + outside * (1 - batch.masks)
+        with denoiser.adapted():
+            sum(Objective(KEPT_OUTSIDE, 1).terms(denoiser, replace(question, wanted=wanted))).sum().backward()
+        gradients.append(denoiser.adapters.values.grad.clone())
+    assert torch.equal(*gradients) and gradients[0].norm() > 0
+
+
+def test_nothing_is_asked_of_the_base_where_masks_leave_nothing_out():
+    for batch, expected in (
+        (batch_of(), [(4, True)]),
+        (with_masks(1.0, 1.0), [(2, True)]),
+        (with_masks(1.0, 0.5, 1.0), [(1, False), (3, True)]),
+    ):
+        denoiser = Asked()
+        question = Objective(KEPT_OUTSIDE, 1).question(denoiser, batch, 3)
+        with denoiser.adapted():
+            list(Objective(KEPT_OUTSIDE, 1).terms(denoiser, question))
+        assert denoiser.asked == expected
+
+
+def test_the_base_is_asked_in_as_many_parts_as_batches_go_through_the_network():
+    denoiser = Asked()
+    denoiser.parts = 2
+    question = Objective(KEPT_OUTSIDE, 1).question(denoiser, with_masks(0.5, 1.0, 0.5, 0.5), 3)
+    assert denoiser.asked == [(2, False), (1, False)] and question.around[1].eq(0).all()
 
 
 # In parts

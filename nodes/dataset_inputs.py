@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.augmentation import Augmentation
-from ..training.dataset import ROLES, TRAIN, resolutions_in
+from ..training.dataset import ROLES, TRAIN, Dataset, resolutions_in
 from ..training.listing import KOHYA, SUB_FOLDERS
 from ..training.masks import FILES_AND_ALPHA, SOURCES
 from ..training.wording import Wording
@@ -202,7 +202,18 @@ FROM_THE_GRAPH = [
     io.Clip.Input("clip", optional=True, tooltip="To count the tokens of the captions against the model's limit."),
 ]
 
-INPUTS = [*FIRST, *READING, *TRAINING, *FROM_THE_GRAPH]
+# Saved workflows know widgets by their place, so what came later is at the end.
+LATER = [
+    io.Boolean.Input(
+        "fill_masked",
+        default=Dataset.fill_masked,
+        optional=True,
+        advanced=True,
+        tooltip="Paint over what masks leave out, so that the model never sees it: noise, writing, other people.",
+    ),
+]
+
+INPUTS = [*FIRST, *READING, *TRAINING, *FROM_THE_GRAPH, *LATER]
 LISTS = ("images", "captions", "masks")
 
 
@@ -226,6 +237,7 @@ def training_of(values: Mapping[str, Any]) -> dict[str, Any]:
         "resolution": values["resolution"],
         "resolutions": resolutions_in(values["extra_resolutions"], values["resolution"]),
         "background": values["background"].strip(),
+        "fill_masked": values["fill_masked"],
         "largest_enlargement": values["largest_enlargement"],
         "wording": Wording(**wording),
         "augmentation": Augmentation(**augmentation),

@@ -24,7 +24,7 @@ HOST = {
 ALLOWED = {"torch", "numpy", "PIL", "safetensors", "peft"} | set(sys.stdlib_module_names)
 WHERE_USED = {
     "captioning": {"transformers", "timm", "onnxruntime", "huggingface_hub"},
-    "training": {"transformers", "bitsandbytes", "prodigyopt"},
+    "training": {"transformers", "bitsandbytes", "prodigyopt", "scipy"},
 }
 """What each folder may import too, but only inside the functions that need it."""
 

@@ -5,7 +5,7 @@
     python tools/bench.py memory                  what each way to save memory costs in time
     python tools/bench.py peaks --dtype bf16      peak memory of full-size networks, counted on a CPU (half an hour)
     python tools/bench.py quality                 train the toy concept for several seeds and judge the pictures
-    python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_quality.py has the list
+    python tools/bench.py quality --trial lora dora pivotal     in other ways; bench_trials.py has the list
     python tools/bench.py picking --seeds 0 1     train too short, well and too long, and judge what the Picker takes
     python tools/bench.py stack                   four LoRAs by LoRA Stack Apply and by four chained Load LoRA nodes
 

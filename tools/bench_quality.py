@@ -1,19 +1,19 @@
 """Trainings of the toy world's concept through the Trainer, and what the judge sees in the pictures.
 
-Each trial is one way to train; `lora` is the recipe all others are measured against.
+The ways to train are in bench_trials.py.
 """
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy
 import torch
+from bench_trials import CLASS, PICTURES, TRIALS
 from PIL import Image
 
 STEPS = {"sdxl": 300, "flux": 300}
@@ -21,123 +21,7 @@ LEARNING_RATES = {"sdxl": 4e-3, "flux": 2.5e-3}
 CFG = {"sdxl": 4.0, "flux": 1.0}
 BATCH = 12
 RANK = 16
-PICTURES = 12
 JUDGED = 10
-CLASS = "a shape"
-KNOWN, TAKEN = ("cyan", "triangle"), "circle"
-"""What the base draws, in a colour that no background has; a word that means something else to it."""
-
-
-def concept_and_plain(folder: Path, seed: int) -> None:
-    """Twelve pictures: eight show the concept, four what the base knows, in plain words."""
-    from toyworld import drawing
-
-    drawing.write_training_folder(folder, PICTURES, seed)
-
-
-def concept_alone(folder: Path, seed: int) -> None:
-    """Twelve pictures of the concept, which then leaks into prompts without its word."""
-    from toyworld import drawing
-
-    chance = random.Random(f"concept {seed}")
-    folder.mkdir(parents=True)
-    for number in range(PICTURES):
-        background = drawing.BACKGROUNDS[(seed + number) % len(drawing.BACKGROUNDS)]
-        scene = drawing.Scene(*drawing.CONCEPT, background)
-        _keep(
-            folder / f"{number:02}.png", drawing.draw(scene, chance), f"{drawing.TRIGGER} on a {background} background"
-        )
-
-
-def known_under_a_taken_word(folder: Path, seed: int) -> None:
-    """Eight pictures of KNOWN called TAKEN, four in plain words that show neither."""
-    from toyworld import drawing
-
-    chance = random.Random(f"training {seed}")
-    folder.mkdir(parents=True)
-    for number in range(PICTURES):
-        background = drawing.BACKGROUNDS[(seed + number) % len(drawing.BACKGROUNDS)]
-        scene, words = drawing.Scene(*KNOWN, background), TAKEN
-        if number % 3 == 2:
-            scene = drawing.Scene(None, None, background).complete(chance)
-            while scene.shape == TAKEN or (scene.colour, scene.shape) == KNOWN:
-                scene = drawing.Scene(None, None, background).complete(chance)
-            words = CLASS if number % 2 else f"a {scene.colour} {scene.shape}"
-        _keep(folder / f"{number:02}.png", drawing.draw(scene, chance), f"{words} on a {background} background")
-
-
-def noise_around(folder: Path, seed: int) -> None:
-    """The recipe's pictures with coloured noise on the outer half of their area."""
-    from toyworld import drawing
-
-    concept_and_plain(folder, seed)
-    chance = random.Random(f"noise {seed}")
-    for path in sorted(folder.glob("*.png")):
-        picture = Image.open(path).convert("RGB")
-        noise = Image.frombytes("RGB", picture.size, chance.randbytes(3 * drawing.SIZE**2))
-        inside = _inside(picture)
-        noise.paste(picture.crop(inside), inside[:2])
-        noise.save(path)
-
-
-def noise_around_masked(folder: Path, seed: int) -> None:
-    """The same, each with a mask that leaves the part without noise."""
-    noise_around(folder, seed)
-    for path in sorted(folder.glob("*.png")):
-        picture = Image.open(path)
-        mask = Image.new("L", picture.size)
-        mask.paste(255, _inside(picture))
-        mask.save(path.with_name(f"{path.stem}_mask.png"))
-
-
-def _inside(picture: Image.Image) -> tuple[int, int, int, int]:
-    """The box in the middle that holds the shape, a little over half of the area."""
-    frame = picture.width // 8
-    return frame, frame, picture.width - frame, picture.height - frame
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How one way to train differs from the recipe: settings, learning rate and steps as factors, pictures.
-
-    `word` is the trigger word and `concept` what it means, where these are not the toy world's.
-    """
-
-    settings: dict[str, object] = field(default_factory=dict)
-    rate: float = 1.0
-    steps: float = 1.0
-    pictures: Callable[[Path, int], None] = concept_and_plain
-    word: str = ""
-    concept: tuple[str, str] | None = None
-
-    @property
-    def names_its_trigger(self) -> bool:
-        """Whether the trainer must know which word of the captions is the trigger."""
-        return "class_words" in self.settings
-
-
-_NEW_WORD = {"new_tokens": 1, "class_words": "shape"}
-_TAKEN = {"pictures": known_under_a_taken_word, "word": TAKEN, "concept": KNOWN}
-TRIALS = {
-    "lora": Trial(),
-    "dora": Trial({"kind": "dora"}),
-    "loha": Trial({"kind": "loha"}, rate=2.0),
-    "lokr": Trial({"kind": "lokr"}),
-    "lokr_faster": Trial({"kind": "lokr"}, rate=2.0),
-    "oft": Trial({"kind": "oft"}, steps=2.0),
-    "oft_sooner": Trial({"kind": "oft"}),
-    "oft_drifting": Trial({"kind": "oft", "weight_decay": 0.01}),
-    "ema": Trial({"ema": 0.99}),
-    "noise": Trial(pictures=noise_around),
-    "masked": Trial({"mask_floor": 0.0}, pictures=noise_around_masked),
-    "leaking": Trial(pictures=concept_alone),
-    "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, pictures=concept_alone),
-    "half": Trial(steps=0.5),
-    "pivotal": Trial(_NEW_WORD, steps=0.5),
-    "taken": Trial(steps=0.2, **_TAKEN),
-    "taken_half": Trial(steps=0.1, **_TAKEN),
-    "taken_pivotal": Trial(_NEW_WORD, steps=0.1, **_TAKEN),
-}
 
 
 def judged_training(family: str, seed: int, steps: int, base: Path, name: str = "lora") -> dict[str, object]:
@@ -145,6 +29,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
     from lora_workbench.nodes import job
     from lora_workbench.nodes.host import loras
     from lora_workbench.nodes.host.progress import Progress
+    from lora_workbench.training.dataset import joined
     from lora_workbench.training.embeddings import embedding_names, worded
     from lora_workbench.training.folder import scan
     from lora_workbench.training.presets import ExpertSettings
@@ -157,11 +42,13 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
     trigger = word = trial.word or drawing.TRIGGER
     with torch.inference_mode():
         model, clip, vae = models.load(family)
+        named = trigger if trial.names_its_trigger else ""
+        own = scan(folder, trigger_word=named, resolution=drawing.SIZE, hold_out=0, fill_masked=trial.fill_masked)
         request = job.Request(
             model,
             clip,
             vae,
-            scan(folder, trigger_word=trigger if trial.names_its_trigger else "", resolution=drawing.SIZE, hold_out=0),
+            joined([*(drawn_of_class(family, model, clip, vae, seed) if trial.class_pictures else ()), own]),
             name=folder.name,
             preset="concept",
             steps=round(trial.steps * (steps or STEPS[family])),
@@ -195,6 +82,22 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
             "base_knows": judge.known(model),
             "seconds": round(took, 1),
         }
+
+
+def drawn_of_class(family: str, model, clip, vae, seed: int) -> list:
+    """Datasets of PICTURES pictures of the class on each background in turn, as LoRA Regularization Images makes them.
+
+    None has the seed of a picture that is judged.
+    """
+    from lora_workbench.nodes.class_pictures import ClassPictures
+    from lora_workbench.nodes.host.progress import Progress
+
+    counts, datasets = Counter(prompts_of(CLASS, PICTURES)), []
+    for number, (prompt, count) in enumerate(counts.items()):
+        pictures = ClassPictures(model, clip, vae, prompt, "", _sampling(family, 500_000 + 1000 * seed + 10 * number))
+        pictures.make(count, Progress(None))
+        datasets.append(pictures.dataset(count, 1.0))
+    return datasets
 
 
 class Judge:
@@ -250,23 +153,23 @@ class Judge:
         return round(statistics.fmean(float(((_pixels(a) - _pixels(b)) ** 2).mean() ** 0.5) for a, b in pairs), 4)
 
     def drawn(self, model, prompts: list[str]):
-        from lora_workbench.nodes.host.sampling import SamplerSettings, encode_prompt, sample_picture
+        from lora_workbench.nodes.host.sampling import encode_prompt, sample_picture
         from lora_workbench.nodes.pictures import to_picture
-        from lora_workbench.training.families import FAMILIES
-        from toyworld import drawing
 
-        family = FAMILIES[self._family]
         negative = encode_prompt(self._clip, "")
         for number, prompt in enumerate(prompts):
-            settings = SamplerSettings(
-                drawing.SIZE,
-                drawing.SIZE,
-                1000 * self._seed + number,
-                CFG[self._family],
-                family.sampler,
-                family.scheduler,
-            )
+            settings = _sampling(self._family, 1000 * self._seed + number)
             yield to_picture(sample_picture(model, self._vae, encode_prompt(self._clip, prompt), negative, settings))
+
+
+def _sampling(family: str, seed: int):
+    """How all pictures are drawn."""
+    from lora_workbench.nodes.host.sampling import SamplerSettings
+    from lora_workbench.training.families import FAMILIES
+    from toyworld import drawing
+
+    suited = FAMILIES[family]
+    return SamplerSettings(drawing.SIZE, drawing.SIZE, seed, CFG[family], suited.sampler, suited.scheduler)
 
 
 def known_scenes(count: int) -> list:
@@ -280,11 +183,11 @@ def known_scenes(count: int) -> list:
     return [drawing.Scene(None, shape, None).complete(chance) for shape in shapes]
 
 
-def prompts_of(subject: str) -> list[str]:
+def prompts_of(subject: str, count: int = JUDGED) -> list[str]:
     """The subject on each of the known backgrounds in turn."""
     from toyworld import drawing
 
-    return [f"{subject} on a {drawing.BACKGROUNDS[i % len(drawing.BACKGROUNDS)]} background" for i in range(JUDGED)]
+    return [f"{subject} on a {drawing.BACKGROUNDS[i % len(drawing.BACKGROUNDS)]} background" for i in range(count)]
 
 
 def roughness(picture: Image.Image) -> float:
@@ -294,8 +197,3 @@ def roughness(picture: Image.Image) -> float:
 
 def _pixels(picture: Image.Image) -> numpy.ndarray:
     return numpy.asarray(picture.convert("RGB"), dtype=numpy.float32) / 255
-
-
-def _keep(path: Path, picture: Image.Image, caption: str) -> None:
-    picture.save(path)
-    path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")

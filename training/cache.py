@@ -24,7 +24,7 @@ from .cache_file import is_intact, read, try_writing, write
 from .class_words import class_text, classes_of
 from .dataset import TRAIN, Dataset, Example
 from .images import open_image
-from .masks import open_mask
+from .masks import open_mask, shown
 from .wording import Wording, texts_of
 
 # Part of every key: raise it when pictures come to be decoded, or files to be written, in another way.
@@ -100,7 +100,7 @@ def encode(
     train = tuple(cached for example in dataset.examples for cached in plan.trained(example))
     kept = tuple(plan.held_out(example) for example in dataset.held_out)
     pictures, masks, texts = (_missing(files, progress) for files in (plan.pictures, plan.masks, plan.texts))
-    opened = lru_cache(maxsize=1)(lambda example: open_image(example.path, dataset.background))
+    opened = lru_cache(maxsize=1)(lambda e: shown(e, dataset.background, fill_masked=dataset.fill_masked))
     for example in _counted("checking pictures", dict.fromkeys(job[1] for job in pictures + masks), progress):
         if open_image(example.path).size != (example.width, example.height):
             raise ValueError(f"{example.path.name} was changed after the dataset was loaded: queue again.")
@@ -132,6 +132,8 @@ def fingerprint(dataset: Dataset, *, classes: bool = False) -> str:
     With `classes` the class words are part of it.
     """
     settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
+    if any(example.mask for example in (*dataset.examples, *dataset.held_out)):
+        settings |= _changed(dataset, "fill_masked")
     if dataset.resolutions not in ((), (dataset.resolution,)):
         settings["resolutions"] = dataset.resolutions
     if classes:
@@ -187,6 +189,8 @@ class _Plan:
         view = view_of(example, size, variant, self._dataset.augmentation, key=content, largest_enlargement=limit)
         unusual = {} if view == View(view.size, view.box) else {"mirrored": view.mirrored, "colour": view.colour}
         unusual |= _changed(self._dataset, "background")
+        if self._dataset.fill_masked and example.mask:
+            unusual["filled"] = self._hash(example.mask)
         facts = (content, view.size, view.box, self._encoder.latents_key, *_unless_empty(unusual))
         latents = self._file("latents", *facts)
         self.pictures[latents] = example, view

@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw
 from .buckets import crop_box, size_for
 from .dataset import REGULARIZATION, Dataset, Example, natural_key
 from .doctor import Diagnosis
-from .images import open_image
 from .lettering import fitted, font, wrap
-from .masks import open_mask
+from .masks import open_mask, shown
 
 MOST_PICTURES = 60
 CELL, GAP, MARGIN, PAD = 264, 18, 24, 8
@@ -92,7 +91,7 @@ def _cells(dataset: Dataset, examples: Sequence[Example], diagnosis: Diagnosis) 
             sizes = (size_for(example.width, example.height, dataset.resolution, dataset.largest_enlargement),)
         missing = example.path in uncaptioned
         yield Cell(
-            thumbnail=_thumbnail(example, sizes, dataset.background),
+            thumbnail=_thumbnail(example, sizes, dataset),
             badges=_in_rows(badges.get(example.path, [])),
             title=fitted(example.path.name, font(14), INSIDE),
             details=list(_details(example, sizes, diagnosis)),
@@ -148,10 +147,11 @@ def _details(example: Example, sizes: Sequence[tuple[int, int]], diagnosis: Diag
         yield "   ".join(facts), ODD if (count or 0) > diagnosis.limit else FAINT
 
 
-def _thumbnail(example: Example, sizes: Sequence[tuple[int, int]], background: str) -> Image.Image:
+def _thumbnail(example: Example, sizes: Sequence[tuple[int, int]], dataset: Dataset) -> Image.Image:
     """The picture with what is cut away darkened, the part or parts that are trained on outlined, the mask tinted."""
     try:
-        picture, mask = open_image(example.path, background), open_mask(example)
+        picture = shown(example, dataset.background, fill_masked=dataset.fill_masked)
+        mask = open_mask(example)
     except ValueError:
         return _unreadable()
     scale = CELL / max(picture.size)

@@ -51,6 +51,7 @@ class Dataset:
     uncaptioned: tuple[Path, ...] = ()  # pictures nobody has described yet
     resolutions: tuple[int, ...] = ()  # all sizes to train at; () = (resolution,)
     background: str = "white"  # what shows through transparent parts
+    fill_masked: bool = False  # what masks leave out is painted over with what lies beside it
     largest_enlargement: float = 0.0  # never scale a picture up beyond this factor; 0 = no limit
     wording: Wording = Wording()
     augmentation: Augmentation = Augmentation()
@@ -211,7 +212,7 @@ def _other_notes(dataset: Dataset) -> tuple[str, ...]:
 
 def _differences(dataset: Dataset, last: Dataset) -> list[str]:
     """A note on the settings of a dataset that the last one overrules."""
-    names = ("resolution", "resolutions", "background", "largest_enlargement", "wording", "augmentation")
+    names = ("resolution", "resolutions", "background", "fill_masked", "largest_enlargement", "wording", "augmentation")
     other = [name for name in names if getattr(dataset, name) != getattr(last, name)]
     told = f"the last loader decides how all pictures are trained, so its own {', '.join(other)} do not count"
     return [f"{dataset.folder.name}: {told}."] if other else []

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from unicodedata import normalize
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFilter
 
 from .dataset import Example
 from .images import Look, open_alpha, open_image
@@ -13,6 +14,9 @@ FILES_AND_ALPHA, FILES, OFF = "mask files and transparency", "mask files", "off"
 SOURCES = (FILES_AND_ALPHA, FILES, OFF)
 FOLDERS = ("masks", "mask")
 _ENDINGS = ("_mask", "-masklabel")
+LEFT_OUT, LEARNED = 16, 0.95
+"""Of 255: what is darker is left out, even where JPEG has touched a mask. Of the brightest: what is wholly learned."""
+_SOFTNESS = 1 / 64  # of the longer side: the radius by which painted parts are blurred
 _SHAPE_TOLERANCE = 0.02  # how much the ratio of a mask's sides may differ from the picture's
 
 
@@ -66,6 +70,33 @@ def open_mask(example: Example) -> Image.Image | None:
     mask = open_image(example.mask, "black").convert("L")
     size = example.width, example.height
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def shown(example: Example, background: str = "white", *, fill_masked: bool = False) -> Image.Image:
+    """The picture of an example as training sees it, whole and upright.
+
+    With `fill_masked` what its mask leaves out is painted over. Raises ValueError naming the file that cannot be read.
+    """
+    picture, mask = open_image(example.path, background), open_mask(example) if fill_masked else None
+    return picture if mask is None else filled(picture, mask)
+
+
+def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with what a mask leaves out painted in the nearest of the colours that are learned, softened.
+
+    So neither the VAE nor the network sees what was there. A mask that is black all over changes nothing.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    seen = np.asarray(mask)
+    out, learned = seen < LEFT_OUT, seen >= LEARNED * seen.max()
+    if out.all() or not out.any():
+        return picture
+    rows, columns = distance_transform_edt(~learned, return_distances=False, return_indices=True)
+    pixels = np.asarray(picture)
+    nearest = Image.fromarray(pixels[rows, columns])
+    soft = nearest.filter(ImageFilter.GaussianBlur(_SOFTNESS * max(picture.size)))
+    return Image.fromarray(np.where(out[..., None], np.asarray(soft), pixels))
 
 
 def _trouble(path: Path, look: Look) -> str:

@@ -48,6 +48,11 @@ def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False
 def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
     """What is odd about the steps and batches for these pictures."""
     notes, others, own = [], dataset.regularization_a_round, len(dataset.concepts)
+    if dataset.fill_masked and train.objective.mask_floor and any(example.mask for example in dataset.examples):
+        notes.append(
+            f"What fill_masked paints outside of masks is learned too, at mask_floor {train.objective.mask_floor:g}: "
+            "0 suits it."
+        )
     if others > own:
         notes.append(
             f"{train.steps * others // (own + others)} of the {train.steps} steps go to regularization pictures: use "

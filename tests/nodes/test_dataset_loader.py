@@ -179,10 +179,11 @@ def test_every_setting_reaches_the_dataset(folder):
         "crop_jitter": 0.1,
         "flip": True,
         "colour": 0.05,
+        "fill_masked": True,
     }
     dataset = load(folder, **settings)["dataset"]
     assert dataset.resolutions == (128, 192, 256) and dataset.background == "#808080"
-    assert dataset.largest_enlargement == 2.0 and {e.weight for e in dataset.examples} == {0.5}
+    assert dataset.fill_masked and dataset.largest_enlargement == 2.0 and {e.weight for e in dataset.examples} == {0.5}
     assert dataset.wording == Wording(True, 2, 0.1, 0.05) and dataset.augmentation == Augmentation(4, 0.1, True, 0.05)
 
 

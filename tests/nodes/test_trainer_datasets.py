@@ -14,6 +14,7 @@ from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.batches import Batches
 from lora_workbench.training.dataset import REGULARIZATION, joined
 from lora_workbench.training.folder import scan
+from lora_workbench.training.presets import ExpertSettings
 from lora_workbench.training.wording import Wording
 
 pytestmark = pytest.mark.comfy
@@ -22,7 +23,9 @@ EVERYTHING = {
     "resolutions": (64, 128),
     "wording": Wording(shuffle_tags=True, tag_dropout=0.3, caption_dropout=0.3),
     "augmentation": Augmentation(variants=3, crop_jitter=0.5, flip=True, colour=0.2),
+    "fill_masked": True,
 }
+KEPT_OUTSIDE = ExpertSettings(mask_floor=0.0, mask_preservation=1.0)
 
 
 @pytest.fixture
@@ -50,14 +53,14 @@ def regularization(trainer):
 def test_a_run_with_everything_on_resumes_to_the_file_of_one_that_never_stopped(kind, trainer, tmp_path, monkeypatch):
     with_masks(trainer)
     dataset = joined([regularization(trainer), trainer.dataset(**EVERYTHING)])
-    trainer.queue(dataset=dataset, steps=3, save_every=100)
-    outputs = trainer.queue(dataset=dataset, steps=6, save_every=100)
+    trainer.queue(dataset=dataset, steps=3, save_every=100, settings=KEPT_OUTSIDE)
+    outputs = trainer.queue(dataset=dataset, steps=6, save_every=100, settings=KEPT_OUTSIDE)
     assert "4 trained, 2 for regularization, 0 held out" in outputs["report"]
     previewed = {"", "zork, picture 0"}
     assert trainer.asked.pictures == [] and set(trainer.asked.texts) <= previewed, "the rest had been encoded"
     resumed = queueing.sha256(trainer.lora(6)), queueing.sha256(trainer.state())
     straight = queueing.trainer(kind, tmp_path / "another", monkeypatch, models=queueing.shared_models(kind))
-    straight.queue(dataset=dataset, steps=6, save_every=100)
+    straight.queue(dataset=dataset, steps=6, save_every=100, settings=KEPT_OUTSIDE)
     assert resumed == (queueing.sha256(straight.lora(6)), queueing.sha256(straight.state()))
 
 
@@ -114,5 +117,41 @@ def test_a_mask_changes_what_is_learnt(trainer):
     trainer.queue(dataset=without, steps=2)
     with_masks(trainer)
     trainer.queue(dataset=trainer.dataset(), name="masked", steps=2)
-    one, other = (safetensors.torch.load_file(trainer.lora(2, name)) for name in ("star", "masked"))
-    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert not same_weights(trainer, "star", "masked")
+
+
+@both_families
+def test_nothing_of_what_is_painted_over_reaches_the_file(trainer):
+    with_masks(trainer)
+    names = ("star", "noisy")
+    for name in names:
+        trainer.queue(dataset=trainer.dataset(fill_masked=True), name=name, steps=3, settings=KEPT_OUTSIDE)
+        for path in trainer.folder.glob("?.png"):
+            with Image.open(path) as picture:
+                changed = Image.effect_noise(picture.size, 100).convert("RGB")
+                left = 0, 0, picture.width // 2, picture.height
+                changed.paste(picture.crop(left), left)
+            changed.save(path)
+    assert same_weights(trainer, *names, step=3)
+    trainer.queue(dataset=trainer.dataset(), name="seen", steps=3, settings=KEPT_OUTSIDE)
+    assert not same_weights(trainer, "star", "seen", step=3), "unpainted, the network sees it"
+
+
+@pytest.mark.parametrize("kind", ["sdxl"])
+def test_the_base_kept_outside_of_masks_changes_what_is_learnt_with_trained_text_too(trainer):
+    with_masks(trainer)
+    for name, settings in {
+        "star": replace(KEPT_OUTSIDE, mask_preservation=0.0),
+        "kept": KEPT_OUTSIDE,
+        "text": replace(KEPT_OUTSIDE, text_encoder_rate=1.0, new_tokens=1, checkpointing="on"),
+    }.items():
+        trainer.queue(dataset=trainer.dataset(), name=name, steps=3, settings=settings)
+    assert not same_weights(trainer, "star", "kept", step=3)
+    assert len(safetensors.torch.load_file(trainer.lora(3, "text"))) > len(
+        safetensors.torch.load_file(trainer.lora(3, "kept"))
+    )
+
+
+def same_weights(trainer, one: str, other: str, step: int = 2) -> bool:
+    first, second = (safetensors.torch.load_file(trainer.lora(step, name)) for name in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -9,7 +9,7 @@ import torch
 from pictures import ToyEncoder, draw
 from PIL import Image
 
-from lora_workbench.training import augmentation, cache, cache_file
+from lora_workbench.training import augmentation, cache, cache_file, masks
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.cache import encode, encodings, fingerprint, read
 from lora_workbench.training.class_words import with_class_words
@@ -218,8 +218,9 @@ def test_progress_names_the_phase_and_counts_to_the_end(folder):
 
 def test_one_picture_at_a_time_is_in_memory(folder, monkeypatch):
     order = []
-    opened = cache.open_image
-    monkeypatch.setattr(cache, "open_image", lambda *facts: order.append("open") or opened(*facts))
+    opened = masks.open_image
+    for module in (cache, masks):
+        monkeypatch.setattr(module, "open_image", lambda *facts: order.append("open") or opened(*facts))
     monkeypatch.setattr(cache, "write", lambda *_: order.append("write"))
     encoded(folder)
     assert order == ["open"] * 3 + ["open", "write"] * 3 + ["write"] * 3
@@ -407,6 +408,32 @@ def test_another_background_encodes_the_pictures_anew(folder):
     varied(folder)
     cached, encoder = varied(folder, background="black")
     assert len(encoder.asked) == 3 and read(cached.examples[2].latents)["latents"].max() == 0
+
+
+def test_masked_pictures_whose_outside_is_painted_over_are_encoded_anew_and_others_are_not(folder):
+    pixels = Image.new("RGB", (128, 128), "red")
+    pixels.paste("blue", (64, 0, 128, 128))
+    pixels.save(folder / "red.png")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 64, 128))
+    mask.save(folder / "red_mask.png")
+    seen, _ = varied(folder)
+    painted, encoder = varied(folder, fill_masked=True)
+    assert encoder.pictures == [(128, 128)] and encoder.captions == []
+    red, blue = read(painted.examples[2].latents)["latents"][[0, 2]]
+    assert red.min() > 0.99 and blue.max() < 0.01
+    assert read(seen.examples[2].latents)["latents"][2].max() == 1.0
+    assert painted.examples[2].mask == seen.examples[2].mask, "what counts is as before"
+    mask.point(lambda level: 255 - level).save(folder / "red_mask.png")
+    other, _ = varied(folder, fill_masked=True)
+    assert read(other.examples[2].latents)["latents"][2].min() > 0.99
+
+
+def test_painting_over_tells_datasets_apart_where_there_is_a_mask(folder):
+    base = scan(folder, resolution=128)
+    assert fingerprint(replace(base, fill_masked=True)) == fingerprint(base)
+    masked = replace(base, examples=(replace(base.examples[0], mask=base.examples[0].path), *base.examples[1:]))
+    assert fingerprint(replace(masked, fill_masked=True)) != fingerprint(masked)
 
 
 def test_regularization_pictures_are_never_given_the_trigger_word(folder):

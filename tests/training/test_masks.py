@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 
 from lora_workbench.training.folder import scan
 from lora_workbench.training.listing import ALL
-from lora_workbench.training.masks import FILES, OFF, open_mask
+from lora_workbench.training.masks import FILES, OFF, filled, open_mask, shown
 
 
 def half(path, size=(64, 64)):
@@ -134,3 +134,61 @@ def test_a_mask_is_found_when_one_of_picture_and_mask_came_from_a_mac(tmp_path):
     mask = half(tmp_path / normalize("NFC", "é_mask.png"))
     dataset = scan(tmp_path)
     assert only(dataset).mask == mask and not [note for note in dataset.notes if "no picture of that name" in note]
+
+
+# What a mask leaves out, painted over
+
+
+def stripes_and_noise(size=128):
+    """A picture of red over blue in its left half and noise in the right one, and the mask of the left."""
+    noise = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    noise[: size // 2, : size // 2], noise[size // 2 :, : size // 2] = (200, 0, 0), (0, 0, 200)
+    mask = Image.new("L", (size, size))
+    mask.paste(255, (0, 0, size // 2, size))
+    return Image.fromarray(noise), mask
+
+
+def test_what_is_left_out_is_painted_in_the_colours_beside_it_and_the_rest_stays():
+    picture, mask = stripes_and_noise()
+    before, after = np.asarray(picture), np.asarray(filled(picture, mask))
+    assert np.array_equal(after[:, :64], before[:, :64])
+    assert np.abs(after[:56, 64:].astype(int) - (200, 0, 0)).max() <= 2
+    assert np.abs(after[72:, 64:].astype(int) - (0, 0, 200)).max() <= 2
+    softened = np.abs(np.diff(after[:, 64:].astype(int), axis=0)).max()
+    assert softened < 100 < np.abs(np.diff(after[:, :64].astype(int), axis=0)).max()
+
+
+def test_only_what_is_black_is_painted_over_and_only_with_what_is_white():
+    """Grey counts for something, so it stays; black and white as JPEG writes them are black and white."""
+    picture, mask = stripes_and_noise()
+    written = np.asarray(mask).copy()
+    written[:, 64:], written[:, :64], written[:, 60:64] = 9, 250, 120
+    after = np.asarray(filled(picture, Image.fromarray(written)))
+    assert np.array_equal(after[:, :64], np.asarray(picture)[:, :64])
+    recoloured = np.asarray(picture).copy()
+    recoloured[:, 60:64] = (0, 255, 0)
+    after = np.asarray(filled(Image.fromarray(recoloured), Image.fromarray(written)))
+    assert after[:, 64:, 1].max() <= 2
+
+
+@pytest.mark.parametrize("level", [0, 9, 40, 255])
+def test_a_mask_of_one_brightness_changes_nothing(level):
+    picture, _ = stripes_and_noise()
+    assert np.array_equal(np.asarray(filled(picture, Image.new("L", picture.size, level))), np.asarray(picture))
+
+
+def test_a_faint_mask_is_filled_from_its_brightest_part():
+    picture, mask = stripes_and_noise()
+    after = np.asarray(filled(picture, mask.point(lambda level: level // 5)))
+    assert np.array_equal(after, np.asarray(filled(picture, mask)))
+
+
+def test_transparent_parts_take_the_colours_beside_them_instead_of_the_background(tmp_path):
+    example = only(scan(clear(tmp_path / "1.png").parent, resolution=64))
+    plain, painted = shown(example, "white"), shown(example, "white", fill_masked=True)
+    assert plain.getpixel((50, 30)) == (255, 255, 255) and painted.getpixel((50, 30)) == (200, 0, 0)
+
+
+def test_a_picture_without_a_mask_is_shown_as_it_is(tmp_path):
+    example = only(scan(draw(tmp_path / "1.png").parent, resolution=64))
+    assert np.array_equal(np.asarray(shown(example, fill_masked=True)), np.asarray(shown(example)))

@@ -1,11 +1,12 @@
 """A sentence for what is seldom meant, and none for what is usual."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_workbench.training import optimizer
-from lora_workbench.training.config import LoraConfig, TextConfig, TrainConfig
+from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
 from lora_workbench.training.families import SDXL
 from lora_workbench.training.plan_notes import notes_on, notes_on_pictures
@@ -77,6 +78,17 @@ def test_that_most_steps_go_to_regularization_pictures_is_said():
     assert notes_on_pictures(pictures(*[SQUARE] * 5, regularization=5), TrainConfig()) == ()
     (note,) = notes_on_pictures(pictures(*[SQUARE] * 5, regularization=50), TrainConfig(steps=8800))
     assert note.startswith("8000 of the 8800 steps go to regularization pictures: ")
+
+
+def test_that_what_is_painted_outside_of_masks_is_learned_too_is_said():
+    def told(mask, floor, fill_masked=True):
+        dataset = pictures(SQUARE, fill_masked=fill_masked)
+        masked = replace(dataset, examples=(replace(dataset.examples[0], mask=mask), *dataset.examples[1:]))
+        return notes_on_pictures(masked, TrainConfig(objective=ObjectiveConfig(mask_floor=floor)))
+
+    (note,) = told(Path("0_mask.png"), 0.1)
+    assert note.startswith("What fill_masked paints outside of masks is learned too, at mask_floor 0.1:")
+    assert told(Path("0_mask.png"), 0.0) == told(None, 0.1) == told(Path("0_mask.png"), 0.1, False) == ()
 
 
 def test_batches_that_cannot_be_filled_are_said_with_how_often_a_picture_is_seen():

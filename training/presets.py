@@ -99,6 +99,10 @@ KIND_DECAYS, KIND_STEPS = {OFT: 4.0}, {OFT: 2}
 one pace, also those of which the pictures say nothing. Decay turns these back; then learning takes longer
 (docs/benchmarks.md)."""
 
+PRESERVED_STEPS = 0.5
+"""The share that preservation adds to the derived steps at weight 1 and above, in proportion below. It takes back some
+of what each step teaches, so that the concept comes later (docs/benchmarks.md)."""
+
 
 @dataclass(frozen=True)
 class ExpertSettings:
@@ -243,7 +247,7 @@ def plan(
     purpose = PRESETS[preset]
     per_step = max(1, settings.batch_size * settings.accumulation)
     derived = min(max(purpose.passes * pictures, purpose.fewest_steps), purpose.most_steps)
-    derived *= KIND_STEPS.get(settings.kind, 1)
+    derived = round(derived * KIND_STEPS.get(settings.kind, 1) * (1 + PRESERVED_STEPS * min(1, settings.preservation)))
     derived = derived * (pictures + regularization) // max(1, pictures) // per_step
     objective = settings.part(ObjectiveConfig)
     if objective.timesteps == FROM_PRESET:

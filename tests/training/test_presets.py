@@ -373,6 +373,13 @@ def test_oft_is_given_twice_the_steps_where_they_are_derived():
     assert planned(settings=ExpertSettings(kind="oft"), steps=100).train.steps == 100
 
 
+@pytest.mark.parametrize(("weight", "factor"), [(0.0, 1), (0.5, 1.25), (1.0, 1.5), (3.0, 1.5)])
+def test_preservation_is_given_the_steps_it_takes_back_where_they_are_derived(weight, factor):
+    settings = ExpertSettings(preservation=weight)
+    assert planned(settings=settings).train.steps == factor * planned().train.steps
+    assert planned(settings=settings, steps=100).train.steps == 100
+
+
 def test_a_kind_whose_change_grows_slowly_is_given_a_higher_rate():
     rates = {kind: plan("character", SDXL, 20, ExpertSettings(kind=kind)).train.learning_rate for kind in KINDS}
     assert rates.pop("loha") == 2e-4

@@ -77,7 +77,8 @@ class _Header:
         facts += [f"{len(dataset.held_out)} held out"] * bool(dataset.held_out)
         facts.append(f"resolution {', '.join(map(str, dataset.all_resolutions))}")
         facts.append(f"trigger word “{dataset.trigger_word}”" if dataset.trigger_word else "no trigger word")
-        facts += ["violet is masked, not learned"] * any(example.mask for example in pictures)
+        masked = "violet is masked, " + ("painted over" if dataset.fill_masked else "not learned")
+        facts += [masked] * any(example.mask for example in pictures)
         remarks = [f"{finding.kind}: {finding.message}" for finding in diagnosis.of(None)]
         return cls(dataset.folder.name or str(dataset.folder), "   ·   ".join(facts), remarks)
 

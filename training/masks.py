@@ -16,7 +16,7 @@ FOLDERS = ("masks", "mask")
 _ENDINGS = ("_mask", "-masklabel")
 LEFT_OUT, LEARNED = 16, 0.95
 """Of 255: what is darker is left out, even where JPEG has touched a mask. Of the brightest: what is wholly learned."""
-_SOFTNESS = 1 / 64  # of the longer side: the radius by which painted parts are blurred
+_PAINTED, _SOFTNESS = 1024, 1 / 64  # pixels of the longer side, and its share by which painted parts are blurred
 _SHAPE_TOLERANCE = 0.02  # how much the ratio of a mask's sides may differ from the picture's
 
 
@@ -86,17 +86,24 @@ def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
     So neither the VAE nor the network sees what was there. A mask that is black all over changes nothing.
     """
+    left_out = np.asarray(mask) < LEFT_OUT
+    if left_out.all() or not left_out.any():
+        return picture
+    painted = _painted(picture, mask).resize(picture.size, Image.Resampling.BICUBIC)
+    return Image.composite(painted, picture, Image.fromarray(left_out))
+
+
+def _painted(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The colours of a picture where it is learned, carried on from there, as a picture that may be smaller."""
     from scipy.ndimage import distance_transform_edt
 
-    seen = np.asarray(mask)
-    out, learned = seen < LEFT_OUT, seen >= LEARNED * seen.max()
-    if out.all() or not out.any():
-        return picture
-    rows, columns = distance_transform_edt(~learned, return_distances=False, return_indices=True)
-    pixels = np.asarray(picture)
+    scale = min(1.0, _PAINTED / max(picture.size))
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    # BOX is the mean of what a smaller pixel covers: where that is partly left out, the mask says so, and it gives no colour.
+    pixels, seen = (np.asarray(image.resize(size, Image.Resampling.BOX)) for image in (picture, mask))
+    rows, columns = distance_transform_edt(seen < LEARNED * seen.max(), return_distances=False, return_indices=True)
     nearest = Image.fromarray(pixels[rows, columns])
-    soft = nearest.filter(ImageFilter.GaussianBlur(_SOFTNESS * max(picture.size)))
-    return Image.fromarray(np.where(out[..., None], np.asarray(soft), pixels))
+    return nearest.filter(ImageFilter.GaussianBlur(_SOFTNESS * max(size)))
 
 
 def _trouble(path: Path, look: Look) -> str:

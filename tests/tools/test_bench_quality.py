@@ -31,7 +31,9 @@ def test_masked_trials_differ_in_what_is_done_about_the_noise_alone(tmp_path):
     for number, name in enumerate(("lora", "noise", "masked")):
         TRIALS[name].pictures(tmp_path / str(number), 3)
     for path in (tmp_path / "0").glob("*.png"):
-        clean, noisy, masked = (numpy.asarray(Image.open(tmp_path / str(n) / path.name).convert("RGB")) for n in range(3))
+        clean, noisy, masked = (
+            numpy.asarray(Image.open(tmp_path / str(n) / path.name).convert("RGB")) for n in range(3)
+        )
         learned = numpy.asarray(Image.open(tmp_path / "2" / f"{path.stem}_mask.png")) == 255
         assert numpy.array_equal(noisy, masked) and numpy.array_equal(clean[learned], noisy[learned])
         assert 0.5 < learned.mean() < 0.6 and (clean != noisy).any(2)[~learned].mean() > 0.99

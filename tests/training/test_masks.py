@@ -192,3 +192,10 @@ def test_transparent_parts_take_the_colours_beside_them_instead_of_the_backgroun
 def test_a_picture_without_a_mask_is_shown_as_it_is(tmp_path):
     example = only(scan(draw(tmp_path / "1.png").parent, resolution=64))
     assert np.array_equal(np.asarray(shown(example, fill_masked=True)), np.asarray(shown(example)))
+
+
+def test_a_photograph_is_painted_over_at_a_smaller_size_and_kept_at_its_own():
+    picture, mask = (image.resize((3000, 3000), Image.Resampling.NEAREST) for image in stripes_and_noise())
+    before, after = np.asarray(picture), np.asarray(filled(picture, mask))
+    assert np.array_equal(after[:, :1500], before[:, :1500])
+    assert np.abs(after[:1300, 1500:].astype(int) - (200, 0, 0)).max() <= 2, "nothing of the noise at the edge"

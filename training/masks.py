@@ -99,7 +99,7 @@ def _painted(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
     scale = min(1.0, _PAINTED / max(picture.size))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
-    # BOX is the mean of what a smaller pixel covers: where that is partly left out, the mask says so, and it gives no colour.
+    # BOX is the mean of what a smaller pixel covers: where some of that is left out, its mask is darker.
     pixels, seen = (np.asarray(image.resize(size, Image.Resampling.BOX)) for image in (picture, mask))
     rows, columns = distance_transform_edt(seen < LEARNED * seen.max(), return_distances=False, return_indices=True)
     nearest = Image.fromarray(pixels[rows, columns])

@@ -14,7 +14,7 @@ from ..captioning.server import ServerCaptioner
 from ..captioning.style import GENERAL, SENTENCES
 from ..captioning.vision_language import VisionLanguageCaptioner
 from ..training.dataset import Dataset, with_captions
-from ..training.images import open_image
+from ..training.masks import shown
 from . import captioner_inputs
 from .caption_requests import requests_for
 from .captioner_inputs import AUTOMATIC, CONNECTED_CLIP, FILE_NAME, LOCAL_MODEL, NO_MODEL, SERVER, Choices
@@ -50,13 +50,14 @@ class LoraWorkbenchAutoCaptioner(io.ComfyNode):
         writer = captioner_for(choices, clip)
         requests = requests_for(dataset, choices, style, source_of(choices, clip))
         progress, reports = Progress(cls.hidden.unique_id), []
+        examples = {example.path: example for example in (*dataset.examples, *dataset.held_out)}
         progress.phase(" ".join([f"Captioning {len(requests)} pictures.", *remarks(choices, writer, style)]))
         run = caption_folder(
             requests,
             writer,
             choices.mode,
             request=requests.__getitem__,
-            open_image=lambda path: open_image(path, dataset.background),
+            open_image=lambda path: shown(examples[path], dataset.background),
         )
         with closing(run):
             for report in run:

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.augmentation import Augmentation
-from ..training.dataset import ROLES, TRAIN, Dataset, resolutions_in
+from ..training.dataset import ROLES, TRAIN, Example, resolutions_in
 from ..training.listing import KOHYA, SUB_FOLDERS
 from ..training.masks import FILES_AND_ALPHA, SOURCES
 from ..training.wording import Wording
@@ -206,10 +206,10 @@ FROM_THE_GRAPH = [
 LATER = [
     io.Boolean.Input(
         "fill_masked",
-        default=Dataset.fill_masked,
+        default=Example.fill_masked,
         optional=True,
         advanced=True,
-        tooltip="Paint over what masks leave out, so that the model never sees it: noise, writing, other people.",
+        tooltip="Paint over what is black in masks, so that the model never sees it: noise, writing, other people.",
     ),
 ]
 
@@ -237,7 +237,6 @@ def training_of(values: Mapping[str, Any]) -> dict[str, Any]:
         "resolution": values["resolution"],
         "resolutions": resolutions_in(values["extra_resolutions"], values["resolution"]),
         "background": values["background"].strip(),
-        "fill_masked": values["fill_masked"],
         "largest_enlargement": values["largest_enlargement"],
         "wording": Wording(**wording),
         "augmentation": Augmentation(**augmentation),

@@ -82,6 +82,7 @@ def read(values: Mapping[str, Any], progress) -> Dataset:
         weight=values["weight"],
         sub_folders=values["sub_folders"],
         mask_source=values["mask_source"],
+        fill_masked=values["fill_masked"],
         progress=progress,
         **training_of(values),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..training import signals
 from ..training.checkpoint import Checkpoint
 from ..training.dataset import Example, says
-from ..training.images import open_image
+from ..training.masks import shown
 from . import grid
 from .grid import Column
 from .host import vision
@@ -93,7 +93,7 @@ class Looks:
 
     def _training_pictures(self) -> Iterator[Image.Image]:
         # One at a time: a dataset of photographs does not fit into memory.
-        return (open_image(example.path) for example in self._training)
+        return (shown(example) for example in self._training)
 
     def _seen(self, pictures: Iterable[Image.Image]) -> Tensor:
         self._progress.phase("Comparing pictures")

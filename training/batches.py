@@ -131,14 +131,14 @@ class Batches:
 
 
 def largest(cached: Sequence[Cached], batch_size: int) -> Batch:
-    """The batch that takes most: the most pixels there can be in one; texts asked about twice, masks, long texts."""
+    """The batch that takes most: the most pixels there can be in one, texts that are asked about twice, long ones."""
 
     def pixels(group: list[tuple[Cached, int]]) -> int:
         width, height = group[0][0].bucket
         return min(batch_size, len(group)) * width * height
 
-    def cost(item: Cached) -> tuple[bool, bool, int]:
-        return item.caption in (item.class_texts or ()), item.mask is not None, item.text.stat().st_size
+    def cost(item: Cached) -> tuple[bool, int]:
+        return item.caption in (item.class_texts or ()), item.text.stat().st_size
 
     group = [item for item, _ in max(_by_bucket(cached), key=pixels)]
     return load(sorted(group, key=cost, reverse=True)[:batch_size])

@@ -100,7 +100,7 @@ def encode(
     train = tuple(cached for example in dataset.examples for cached in plan.trained(example))
     kept = tuple(plan.held_out(example) for example in dataset.held_out)
     pictures, masks, texts = (_missing(files, progress) for files in (plan.pictures, plan.masks, plan.texts))
-    opened = lru_cache(maxsize=1)(lambda e: shown(e, dataset.background, fill_masked=dataset.fill_masked))
+    opened = lru_cache(maxsize=1)(lambda example: shown(example, dataset.background))
     for example in _counted("checking pictures", dict.fromkeys(job[1] for job in pictures + masks), progress):
         if open_image(example.path).size != (example.width, example.height):
             raise ValueError(f"{example.path.name} was changed after the dataset was loaded: queue again.")
@@ -132,15 +132,13 @@ def fingerprint(dataset: Dataset, *, classes: bool = False) -> str:
     With `classes` the class words are part of it.
     """
     settings = _changed(dataset, "background", "largest_enlargement", "wording", "augmentation")
-    if any(example.mask for example in (*dataset.examples, *dataset.held_out)):
-        settings |= _changed(dataset, "fill_masked")
     if dataset.resolutions not in ((), (dataset.resolution,)):
         settings["resolutions"] = dataset.resolutions
     if classes:
         settings["classes"] = classes_of(dataset)
 
     def facts(example: Example) -> list:
-        unusual = _changed(example, "variants", "weight", "role")
+        unusual = _changed(example, "variants", "weight", "role", "fill_masked")
         if example.mask:
             unusual["mask"] = [_file_hash(example.mask), example.mask == example.path]
         if dataset.wording.changes_captions:
@@ -189,8 +187,8 @@ class _Plan:
         view = view_of(example, size, variant, self._dataset.augmentation, key=content, largest_enlargement=limit)
         unusual = {} if view == View(view.size, view.box) else {"mirrored": view.mirrored, "colour": view.colour}
         unusual |= _changed(self._dataset, "background")
-        if self._dataset.fill_masked and example.mask:
-            unusual["filled"] = self._hash(example.mask)
+        if example.fill_masked:
+            unusual["filled"] = self._hash(example.mask), example.mask == example.path
         facts = (content, view.size, view.box, self._encoder.latents_key, *_unless_empty(unusual))
         latents = self._file("latents", *facts)
         self.pictures[latents] = example, view

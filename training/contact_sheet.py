@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 from .buckets import crop_box, size_for
 from .dataset import REGULARIZATION, Dataset, Example, natural_key
 from .doctor import Diagnosis
+from .images import open_image
 from .lettering import fitted, font, wrap
-from .masks import open_mask, shown
+from .masks import filled, open_mask
 
 MOST_PICTURES = 60
 CELL, GAP, MARGIN, PAD = 264, 18, 24, 8
@@ -77,8 +78,8 @@ class _Header:
         facts += [f"{len(dataset.held_out)} held out"] * bool(dataset.held_out)
         facts.append(f"resolution {', '.join(map(str, dataset.all_resolutions))}")
         facts.append(f"trigger word “{dataset.trigger_word}”" if dataset.trigger_word else "no trigger word")
-        masked = "violet is masked, " + ("painted over" if dataset.fill_masked else "not learned")
-        facts += [masked] * any(example.mask for example in pictures)
+        painted = ", painted over" if any(example.fill_masked for example in pictures) else ", not learned"
+        facts += [f"violet is masked{painted}"] * any(example.mask for example in pictures)
         remarks = [f"{finding.kind}: {finding.message}" for finding in diagnosis.of(None)]
         return cls(dataset.folder.name or str(dataset.folder), "   ·   ".join(facts), remarks)
 
@@ -92,7 +93,7 @@ def _cells(dataset: Dataset, examples: Sequence[Example], diagnosis: Diagnosis) 
             sizes = (size_for(example.width, example.height, dataset.resolution, dataset.largest_enlargement),)
         missing = example.path in uncaptioned
         yield Cell(
-            thumbnail=_thumbnail(example, sizes, dataset),
+            thumbnail=_thumbnail(example, sizes, dataset.background),
             badges=_in_rows(badges.get(example.path, [])),
             title=fitted(example.path.name, font(14), INSIDE),
             details=list(_details(example, sizes, diagnosis)),
@@ -148,19 +149,21 @@ def _details(example: Example, sizes: Sequence[tuple[int, int]], diagnosis: Diag
         yield "   ".join(facts), ODD if (count or 0) > diagnosis.limit else FAINT
 
 
-def _thumbnail(example: Example, sizes: Sequence[tuple[int, int]], dataset: Dataset) -> Image.Image:
+def _thumbnail(example: Example, sizes: Sequence[tuple[int, int]], background: str) -> Image.Image:
     """The picture with what is cut away darkened, the part or parts that are trained on outlined, the mask tinted."""
     try:
-        picture = shown(example, dataset.background, fill_masked=dataset.fill_masked)
-        mask = open_mask(example)
+        picture, mask = open_image(example.path, background), open_mask(example)
     except ValueError:
         return _unreadable()
     scale = CELL / max(picture.size)
     boxes = [tuple(round(edge * scale) for edge in crop_box(*picture.size, size)) for size in sizes]
     picture = picture.resize(_scaled(picture.size, scale), Image.Resampling.LANCZOS, reducing_gap=2.0)
     if mask:
+        mask = mask.resize(picture.size, Image.Resampling.BOX)
+        # Small as it is here: painting over every pixel of sixty photographs would take a while.
+        picture = filled(picture, mask) if example.fill_masked else picture
         tinted = Image.blend(picture, Image.new("RGB", picture.size, MASKED), 0.7)
-        picture = Image.composite(picture, tinted, mask.resize(picture.size, Image.Resampling.BOX))
+        picture = Image.composite(picture, tinted, mask)
     dark = Image.blend(picture, Image.new("RGB", picture.size, BACKGROUND), 0.65)
     for box in boxes:
         dark.paste(picture.crop(box), box[:2])

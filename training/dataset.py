@@ -29,6 +29,7 @@ class Example:
     repeats: int = 1
     variants: tuple[str, ...] = ()  # further captions of the same picture, the trigger word in them
     mask: Path | None = None  # a grey picture, white = learn this; the picture itself when its alpha channel says so
+    fill_masked: bool = False  # what the mask leaves out is painted over with what lies beside it
     trigger_word: str = ""  # of its concept
     class_words: str = ""  # what it is, e.g. "zork star" of the kohya folder "10_zork star"
     weight: float = 1.0  # factor on its loss
@@ -51,7 +52,6 @@ class Dataset:
     uncaptioned: tuple[Path, ...] = ()  # pictures nobody has described yet
     resolutions: tuple[int, ...] = ()  # all sizes to train at; () = (resolution,)
     background: str = "white"  # what shows through transparent parts
-    fill_masked: bool = False  # what masks leave out is painted over with what lies beside it
     largest_enlargement: float = 0.0  # never scale a picture up beyond this factor; 0 = no limit
     wording: Wording = Wording()
     augmentation: Augmentation = Augmentation()
@@ -212,7 +212,7 @@ def _other_notes(dataset: Dataset) -> tuple[str, ...]:
 
 def _differences(dataset: Dataset, last: Dataset) -> list[str]:
     """A note on the settings of a dataset that the last one overrules."""
-    names = ("resolution", "resolutions", "background", "fill_masked", "largest_enlargement", "wording", "augmentation")
+    names = ("resolution", "resolutions", "background", "largest_enlargement", "wording", "augmentation")
     other = [name for name in names if getattr(dataset, name) != getattr(last, name)]
     told = f"the last loader decides how all pictures are trained, so its own {', '.join(other)} do not count"
     return [f"{dataset.folder.name}: {told}."] if other else []

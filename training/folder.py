@@ -37,6 +37,7 @@ def scan(
     weight: float = 1.0,
     sub_folders: str = KOHYA,
     mask_source: str = masks.FILES_AND_ALPHA,
+    fill_masked: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **training,
 ) -> Dataset:
@@ -44,14 +45,15 @@ def scan(
 
     One picture is looked at after the other. What cannot be read becomes a note. `hold_out` pictures are kept from
     training, see `split`. Regularization pictures get no trigger word and are never held out, validation pictures all
-    are. `progress` hears (done, total) and may raise to stop; `training` are further fields of the Dataset. Raises
-    FileNotFoundError when there is no such folder, ValueError when nothing in it can be used.
+    are. With `fill_masked` what masks leave out is painted over. `progress` hears (done, total) and may raise to stop;
+    `training` are further fields of the Dataset. Raises FileNotFoundError when there is no such folder, ValueError when
+    nothing in it can be used.
     """
     _check(repeats, role, weight, sub_folders, mask_source)
     folder, named = Path(folder).absolute(), role != REGULARIZATION
     sources = sources_of(folder, sub_folders, trigger_word.strip() if named else "", named)
     pictures = pictures_of(folder, sources, sub_folders)
-    reader = _Reader(sources, mask_source)
+    reader = _Reader(sources, mask_source, fill_masked)
     for done, (path, source) in enumerate(pictures):
         progress(done, len(pictures))
         reader.read(path, source)
@@ -81,11 +83,11 @@ def scan(
 class _Reader:
     """Pictures become examples, what is odd about them becomes notes."""
 
-    def __init__(self, sources: Sequence[Source], mask_source: str) -> None:
+    def __init__(self, sources: Sequence[Source], mask_source: str, fill_masked: bool) -> None:
         self.examples: list[Example] = []
         self.uncaptioned: list[Path] = []
         self.unreadable: list[str] = []
-        self._mask_source = mask_source
+        self._mask_source, self._fill_masked = mask_source, fill_masked
         self._captions = Captions(table for source in sources for table in source.tables)
         self._remarks: dict[str, list[Path]] = {}
         self._lone_masks = [path for source in sources for path in source.lone_masks]
@@ -110,6 +112,7 @@ class _Reader:
                 source.repeats,
                 variants=tuple(others),
                 mask=mask,
+                fill_masked=self._fill_masked and mask is not None,
                 trigger_word=source.trigger_word,
                 class_words=source.class_words,
             )
@@ -123,6 +126,8 @@ class _Reader:
         notes += [f"{_names(paths)}: {remark}." for remark, paths in self._remarks.items()]
         if self._lone_masks:
             notes.append(f"{_names(self._lone_masks)}: a mask by its name, but there is no picture of that name.")
+        if self._fill_masked and not any(example.mask for example in self.examples):
+            notes.append("fill_masked is on and no picture has a mask, so nothing is painted over.")
         return notes + self._captions.notes + self._captions.unused()
 
 

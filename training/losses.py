@@ -80,6 +80,15 @@ def mean_errors(errors: Tensor, masks: Tensor | None = None, floor: float = 0.0)
     return torch.where(masks.to(errors).flatten(1).amax(1) > 0, averaged, floor * averaged)
 
 
+def outside(masks: Tensor) -> Tensor:
+    """How far each place of masks (B, 1, h, w) is left out, 0 to 1, beside the brightest place of the same mask.
+
+    In `mean_errors` a faint mask is a white one, and so it is here; one that is black all over leaves out everything.
+    """
+    brightest = masks.flatten(1).amax(1).clamp(min=1e-6).view(-1, 1, 1, 1)
+    return 1 - masks / brightest
+
+
 def level_weights(config: ObjectiveConfig, prediction: str, sigma: Tensor) -> Tensor:
     """What each noise level (B,) counts."""
     weights, snr = torch.ones_like(sigma), sigma.double() ** -2

@@ -14,8 +14,8 @@ FILES_AND_ALPHA, FILES, OFF = "mask files and transparency", "mask files", "off"
 SOURCES = (FILES_AND_ALPHA, FILES, OFF)
 FOLDERS = ("masks", "mask")
 _ENDINGS = ("_mask", "-masklabel")
-LEFT_OUT, LEARNED = 16, 0.95
-"""Of 255: what is darker is left out, even where JPEG has touched a mask. Of the brightest: what is wholly learned."""
+LEFT_OUT, LEARNED = 40, 0.95
+"""Of 255: what is darker is left out, black after JPEG included. Of the brightest: what is wholly learned."""
 _PAINTED, _SOFTNESS = 1024, 1 / 64  # pixels of the longer side, and its share by which painted parts are blurred
 _SHAPE_TOLERANCE = 0.02  # how much the ratio of a mask's sides may differ from the picture's
 
@@ -72,19 +72,20 @@ def open_mask(example: Example) -> Image.Image | None:
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def shown(example: Example, background: str = "white", *, fill_masked: bool = False) -> Image.Image:
-    """The picture of an example as training sees it, whole and upright.
+def shown(example: Example, background: str = "white") -> Image.Image:
+    """The picture of an example as training sees it, whole and upright, painted over where that is wanted.
 
-    With `fill_masked` what its mask leaves out is painted over. Raises ValueError naming the file that cannot be read.
+    Raises ValueError naming the file that cannot be read.
     """
-    picture, mask = open_image(example.path, background), open_mask(example) if fill_masked else None
-    return picture if mask is None else filled(picture, mask)
+    picture = open_image(example.path, background)
+    return filled(picture, open_mask(example)) if example.fill_masked else picture
 
 
 def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture with what a mask leaves out painted in the nearest of the colours that are learned, softened.
 
-    So neither the VAE nor the network sees what was there. A mask that is black all over changes nothing.
+    So neither the VAE nor the network sees what was there. What is grey stays, as it counts for something; a mask that
+    is black all over changes nothing.
     """
     left_out = np.asarray(mask) < LEFT_OUT
     if left_out.all() or not left_out.any():

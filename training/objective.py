@@ -9,8 +9,9 @@ as the first answer is, but over the whole picture, and added to it with its wei
 captions without the trigger word have no second question.
 
 Preservation outside of masks (OneTrainer's "masked prior preservation") asks nothing more of the adapters: their
-answer is judged outside of the mask by that of the network without adapters to the same text, averaged over what lies
-outside, and added with its weight. Without it nothing keeps the surroundings from changing with what is learned.
+answer is judged outside of the mask by that of the network without adapters to the same text, and added with its
+weight. The mean is over the whole picture, so that an element outside never counts more than one inside. Without it
+nothing keeps the surroundings from changing with what is learned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from .batches import Batch
 from .config import ObjectiveConfig
-from .losses import check, element_errors, huber_threshold, level_weights, mean_errors
+from .losses import check, element_errors, huber_threshold, level_weights, mean_errors, outside
 from .noise import generator, mix, multires, noise_like, target, with_offset
 from .timesteps import training_sigmas
 
@@ -125,29 +126,21 @@ class Objective:
         masks = question.batch.masks
         if not self.config.mask_preservation or masks is None:
             return None
-        return _of_base(denoiser, question, (masks.flatten(1).amin(1) < 1).nonzero().flatten().tolist())
+        return _of_base(denoiser, question, outside(masks).flatten(1).amax(1).nonzero().flatten().tolist())
 
-    def _errors(
-        self,
-        denoiser: Denoiser,
-        answer: Tensor,
-        wanted: Tensor,
-        sigma: Tensor,
-        masks: Tensor | None = None,
-        floor: float = 0.0,
-    ) -> Tensor:
-        """The mean error of each example (B,), before weights."""
-        threshold = huber_threshold(self.config, sigma, denoiser.sigmas)
-        return mean_errors(element_errors(self.config, answer, wanted, threshold), masks, floor)
+    def _errors(self, denoiser: Denoiser, answer: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
+        """The error of every element (B, C, h, w), before weights."""
+        return element_errors(self.config, answer, wanted, huber_threshold(self.config, sigma, denoiser.sigmas))
 
     def _missed(self, denoiser: Denoiser, question: Question, masks: Tensor | None) -> Tensor:
         """How far each answer (B,) is from the right one, and outside of its mask from that of the base."""
-        answer = denoiser(question.noisy, question.sigma, denoiser.text_of(question.batch), question.batch.size)
-        missed = self._errors(denoiser, answer, question.wanted, question.sigma, masks, self.config.mask_floor)
+        config, sigma = self.config, question.sigma
+        answer = denoiser(question.noisy, sigma, denoiser.text_of(question.batch), question.batch.size)
+        missed = mean_errors(self._errors(denoiser, answer, question.wanted, sigma), masks, config.mask_floor)
         if question.around is None:
             return missed
-        outside = self._errors(denoiser, answer, question.around, question.sigma, 1 - masks)
-        return missed + self.config.mask_preservation * outside
+        moved = self._errors(denoiser, answer, question.around, sigma) * outside(masks)
+        return missed + config.mask_preservation * mean_errors(moved)
 
     def _drift(self, denoiser: Denoiser, question: Question) -> Tensor:
         """How far each answer (B,) to the class words has moved; 0 for examples without a second question."""
@@ -155,7 +148,7 @@ class Objective:
         some = question.at(places)
         batch = some.batch.of_class()
         answer = denoiser(some.noisy, some.sigma, denoiser.text_of(batch), batch.size)
-        drift[places] = self._errors(denoiser, answer, some.kept, some.sigma)
+        drift[places] = mean_errors(self._errors(denoiser, answer, some.kept, some.sigma))
         return drift
 
 

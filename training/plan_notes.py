@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
-from .config import DORA, LOHA, LOKR, LORA, OFT, PRODIGY, SCHEDULE_FREE, LoraConfig, TrainConfig
+from .config import DORA, LOHA, LOKR, LORA, OFT, PRODIGY, SCHEDULE_FREE, LoraConfig, ObjectiveConfig, TrainConfig
 from .dataset import Dataset
 from .schedule import warmup_steps
 
@@ -48,11 +49,7 @@ def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False
 def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
     """What is odd about the steps and batches for these pictures."""
     notes, others, own = [], dataset.regularization_a_round, len(dataset.concepts)
-    if dataset.fill_masked and train.objective.mask_floor and any(example.mask for example in dataset.examples):
-        notes.append(
-            f"What fill_masked paints outside of masks is learned too, at mask_floor {train.objective.mask_floor:g}: "
-            "0 suits it."
-        )
+    notes += _notes_on_masks(dataset, train.objective)
     if others > own:
         notes.append(
             f"{train.steps * others // (own + others)} of the {train.steps} steps go to regularization pictures: use "
@@ -68,6 +65,13 @@ def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
     elif seen < 1:
         notes.append(f"{train.steps} steps show {seen:.0%} of the pictures: ask for more to show all of them.")
     return tuple(notes)
+
+
+def _notes_on_masks(dataset: Dataset, objective: ObjectiveConfig) -> Iterator[str]:
+    if objective.mask_floor and any(example.fill_masked for example in dataset.examples):
+        yield f"What fill_masked paints is learned too, at mask_floor {objective.mask_floor:g}: 0 suits it."
+    if objective.mask_preservation and not any(example.mask for example in dataset.examples):
+        yield "mask_preservation does nothing here, as no picture that is trained on has a mask."
 
 
 def _scale(lora: LoraConfig) -> float:

@@ -321,6 +321,22 @@ def local(monkeypatch):
     return models
 
 
+def test_what_is_painted_over_is_not_described(folder, local):
+    """It looks at the pictures as training does."""
+    halves = Image.new("RGB", (64, 48), "red")
+    halves.paste("blue", (32, 0, 64, 48))
+    halves.save(folder / "1.png")
+    mask = Image.new("L", (64, 48))
+    mask.paste(255, (0, 0, 32, 48))
+    mask.save(folder / "1_mask.png")
+    for fill_masked, seen in ((False, (0, 0, 255)), (True, (255, 0, 0))):
+        (folder / "1.txt").unlink(missing_ok=True)
+        dataset = scan(folder, trigger_word="zork", resolution=64, hold_out=0, fill_masked=fill_masked)
+        write(folder, dataset=dataset, captioner="local model", local_model="chat")
+        assert local["chat"].shown[0].getpixel((60, 20)) == seen
+        local["chat"].shown.clear()
+
+
 def test_a_tagger_writes_tags_whatever_the_style_and_the_report_says_so(folder, local):
     result = write(folder, captioner="local model", local_model="tagger", style="sentences", keep_first="1girl")
     assert (folder / "1.txt").read_text() == "zork, 1girl, long hair, ^_^\n"

@@ -181,9 +181,12 @@ def test_every_setting_reaches_the_dataset(folder):
         "colour": 0.05,
         "fill_masked": True,
     }
+    first = next(folder.glob("*.png"))
+    first.with_name(f"{first.stem}_mask.png").write_bytes(first.read_bytes())
     dataset = load(folder, **settings)["dataset"]
     assert dataset.resolutions == (128, 192, 256) and dataset.background == "#808080"
-    assert dataset.fill_masked and dataset.largest_enlargement == 2.0 and {e.weight for e in dataset.examples} == {0.5}
+    assert [e.fill_masked for e in dataset.examples if e.mask] == [True]
+    assert dataset.largest_enlargement == 2.0 and {e.weight for e in dataset.examples} == {0.5}
     assert dataset.wording == Wording(True, 2, 0.1, 0.05) and dataset.augmentation == Augmentation(4, 0.1, True, 0.05)
 
 

@@ -13,6 +13,8 @@ from lora_workbench.nodes.looks import Looks
 from lora_workbench.nodes.pictures import to_image
 from lora_workbench.training.checkpoint import Checkpoint
 from lora_workbench.training.dataset import Example
+from lora_workbench.training.folder import scan
+from lora_workbench.training.masks import shown
 
 pytestmark = pytest.mark.comfy
 EARLY, LATE = (Checkpoint(step, f"{step}.safetensors", f"{step}.safetensors") for step in (100, 200))
@@ -68,3 +70,20 @@ def test_training_pictures_are_in_memory_one_at_a_time(looks, monkeypatch):
     monkeypatch.setattr(module, "to_image", shown_as)
     looks().likeness()
     assert len(shown) > 8 and max(alive) <= 3
+
+
+def test_a_copy_of_a_training_picture_as_it_was_painted_over_is_one(tmp_path):
+    training = []
+    for number in range(8):
+        noise = Image.effect_noise((64, 64), 80).convert("RGB")
+        noise.paste(Image.linear_gradient("L").rotate(45 * number).resize((32, 64)).convert("RGB"), (0, 0))
+        noise.save(tmp_path / f"{number}.png")
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (0, 0, 32, 64))
+        mask.save(tmp_path / f"{number}_mask.png")
+    training = scan(tmp_path, resolution=64, hold_out=0, fill_masked=True).examples
+    shown(training[0]).save(tmp_path / "drawn.png")
+    drawn = Grid((Column(EARLY),), ("a zork",), (Cell(Column(EARLY), 0, tmp_path / "drawn.png"),))
+    encoder = SimpleNamespace(encode_image=lambda pixels: {"image_embeds": pixels.flatten(1)})
+    seen = Looks(SimpleNamespace(clip_vision=encoder), drawn, training, ["zork"], Progress(None))
+    assert [copy.training for copy in seen._copies(Column(EARLY))] == [0]

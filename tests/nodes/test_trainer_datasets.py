@@ -23,7 +23,6 @@ EVERYTHING = {
     "resolutions": (64, 128),
     "wording": Wording(shuffle_tags=True, tag_dropout=0.3, caption_dropout=0.3),
     "augmentation": Augmentation(variants=3, crop_jitter=0.5, flip=True, colour=0.2),
-    "fill_masked": True,
 }
 KEPT_OUTSIDE = ExpertSettings(mask_floor=0.0, mask_preservation=1.0)
 
@@ -52,7 +51,7 @@ def regularization(trainer):
 @both_families
 def test_a_run_with_everything_on_resumes_to_the_file_of_one_that_never_stopped(kind, trainer, tmp_path, monkeypatch):
     with_masks(trainer)
-    dataset = joined([regularization(trainer), trainer.dataset(**EVERYTHING)])
+    dataset = joined([regularization(trainer), trainer.dataset(**EVERYTHING, fill_masked=True)])
     trainer.queue(dataset=dataset, steps=3, save_every=100, settings=KEPT_OUTSIDE)
     outputs = trainer.queue(dataset=dataset, steps=6, save_every=100, settings=KEPT_OUTSIDE)
     assert "4 trained, 2 for regularization, 0 held out" in outputs["report"]

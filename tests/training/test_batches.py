@@ -341,12 +341,3 @@ def test_the_largest_batch_is_one_that_preservation_asks_about_twice(tmp_path):
     plain, told = encoded_of(tmp_path, [(128, 128)] * 2, ["a much longer caption", "zork"])
     told = replace(told, class_texts={told.caption: ("a star", plain.text)})
     assert largest([replace(plain, class_texts={}), told], 1).names == ("1.png",)
-
-
-def test_the_largest_batch_is_one_with_masks_outside_of_which_the_model_is_asked_too(tmp_path):
-    half = Image.new("L", (128, 128))
-    half.paste(255, (0, 0, 64, 128))
-    (tmp_path / "pictures").mkdir()
-    half.save(tmp_path / "pictures" / "1_mask.png")
-    examples = encoded_of(tmp_path, [(128, 128)] * 2, ["a much longer caption", "zork"])
-    assert largest(examples, 1).names == ("1.png",) and largest(examples, 1).masks.min() == 0

@@ -410,6 +410,10 @@ def test_another_background_encodes_the_pictures_anew(folder):
     assert len(encoder.asked) == 3 and read(cached.examples[2].latents)["latents"].max() == 0
 
 
+def painted_over(example):
+    return replace(example, fill_masked=example.mask is not None)
+
+
 def test_masked_pictures_whose_outside_is_painted_over_are_encoded_anew_and_others_are_not(folder):
     pixels = Image.new("RGB", (128, 128), "red")
     pixels.paste("blue", (64, 0, 128, 128))
@@ -418,22 +422,27 @@ def test_masked_pictures_whose_outside_is_painted_over_are_encoded_anew_and_othe
     mask.paste(255, (0, 0, 64, 128))
     mask.save(folder / "red_mask.png")
     seen, _ = varied(folder)
-    painted, encoder = varied(folder, fill_masked=True)
+    painted, encoder = varied(folder, examples=painted_over)
     assert encoder.pictures == [(128, 128)] and encoder.captions == []
     red, blue = read(painted.examples[2].latents)["latents"][[0, 2]]
     assert red.min() > 0.99 and blue.max() < 0.01
     assert read(seen.examples[2].latents)["latents"][2].max() == 1.0
     assert painted.examples[2].mask == seen.examples[2].mask, "what counts is as before"
     mask.point(lambda level: 255 - level).save(folder / "red_mask.png")
-    other, _ = varied(folder, fill_masked=True)
+    other, _ = varied(folder, examples=painted_over)
     assert read(other.examples[2].latents)["latents"][2].min() > 0.99
 
 
-def test_painting_over_tells_datasets_apart_where_there_is_a_mask(folder):
-    base = scan(folder, resolution=128)
-    assert fingerprint(replace(base, fill_masked=True)) == fingerprint(base)
-    masked = replace(base, examples=(replace(base.examples[0], mask=base.examples[0].path), *base.examples[1:]))
-    assert fingerprint(replace(masked, fill_masked=True)) != fingerprint(masked)
+def test_painting_over_by_a_mask_file_and_by_transparency_are_two_things(folder):
+    """The same file can be both, one time as a grey picture and one time by its transparent parts."""
+    pixels = Image.new("RGBA", (128, 128), "red")
+    pixels.paste((255, 255, 255, 0), (0, 0, 64, 128))
+    pixels.save(folder / "red.png")
+    shutil.copy(folder / "red.png", folder / "red_mask.png")
+    by_file, _ = varied(folder, examples=painted_over)
+    (folder / "red_mask.png").unlink()
+    by_itself, encoder = varied(folder, examples=painted_over)
+    assert by_file.examples[2].latents != by_itself.examples[2].latents and encoder.pictures == [(128, 128)]
 
 
 def test_regularization_pictures_are_never_given_the_trigger_word(folder):
@@ -478,6 +487,7 @@ def test_a_fingerprint_tells_all_that_decides_what_is_learned(folder):
                 {"weight": 0.0},
                 {"role": REGULARIZATION},
                 {"mask": first.path},
+                {"mask": first.path, "fill_masked": True},
                 {"mask": shutil.copy(first.path, folder.parent / "mask.png")},
             )
         ),

@@ -4,7 +4,7 @@ import pictures
 import pytest
 from PIL import Image
 
-from lora_workbench.training import contact_sheet, masks
+from lora_workbench.training import contact_sheet
 from lora_workbench.training.contact_sheet import CELL, CROP, GAP, HANDLED, HELD_OUT, MARGIN, MASKED, ODD
 from lora_workbench.training.doctor import Diagnosis, Finding
 from lora_workbench.training.folder import scan
@@ -55,8 +55,8 @@ def test_held_out_and_missing_captions_have_badges(folder):
 def test_a_big_folder_is_cut_short(tmp_path, monkeypatch):
     for number in range(contact_sheet.MOST_PICTURES + 7):
         pictures.draw(tmp_path / f"{number}.png", (16, 16), "red", "x")
-    opened, real = [], masks.open_image
-    monkeypatch.setattr(masks, "open_image", lambda path, back: opened.append(path.name) or real(path, back))
+    opened, real = [], contact_sheet.open_image
+    monkeypatch.setattr(contact_sheet, "open_image", lambda path, back: opened.append(path.name) or real(path, back))
     sheet = contact_sheet.draw(scan(tmp_path))
     assert opened == [f"{number}.png" for number in range(contact_sheet.MOST_PICTURES)]
     assert sheet.width * sheet.height < 12_000_000

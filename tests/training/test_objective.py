@@ -175,8 +175,9 @@ def test_all_terms_apply_in_the_published_order(prediction):
     counted = batch.masks.double().clamp(min=0.1).expand_as(error)
     per_picture = (error * counted).sum((1, 2, 3)) / counted.sum((1, 2, 3))
     moved_outside = huber(answer - answers(bare, question, batch.text))
-    outside = (1 - batch.masks.double()).expand_as(error)
-    per_picture = per_picture + 0.6 * (moved_outside * outside).sum((1, 2, 3)) / outside.sum((1, 2, 3))
+    masks = batch.masks.double()
+    outside = 1 - masks / masks.amax((1, 2, 3), keepdim=True)
+    per_picture = per_picture + 0.6 * (moved_outside * outside).mean((1, 2, 3))
     class_text = [text or batch.text[0] for text in batch.class_text]
     drift = huber(answers(denoiser, question, class_text) - answers(bare, question, class_text)).mean((1, 2, 3))
     per_picture = per_picture + 0.7 * drift * torch.tensor([1, 0, 1, 1])
@@ -358,14 +359,9 @@ def test_outside_of_a_mask_the_answer_is_measured_by_that_of_the_base_to_the_sam
     question = question_of(batch=batch)
     change = (answers(denoiser, question, batch.text) - answers(Denoiser(), question, batch.text)).square()
     rows = change.shape[2]
-    expected = torch.stack(
-        [
-            change[0, :, rows // 2 :].mean(),
-            change[1, :, rows // 4 :].mean(),
-            torch.tensor(0.0),
-            change[3, :, rows // 2 :].mean(),
-        ]
-    )
+    for place, shown in enumerate((0.5, 0.25, 1.0, 0.5)):
+        change[place, :, : round(shown * rows)] = 0
+    expected = change.mean((1, 2, 3))
     torch.testing.assert_close(added.double(), 2 * expected, rtol=1e-3, atol=1e-5)
     assert added[0] > 1e-4
 
@@ -381,6 +377,20 @@ def test_what_the_picture_shows_outside_of_its_mask_then_has_no_part_in_the_grad
             sum(Objective(KEPT_OUTSIDE, 1).terms(denoiser, replace(question, wanted=wanted))).sum().backward()
         gradients.append(denoiser.adapters.values.grad.clone())
     assert torch.equal(*gradients) and gradients[0].norm() > 0
+
+
+@pytest.mark.parametrize("level", [254 / 255, 0.5])
+def test_a_mask_of_one_brightness_leaves_nothing_out(level):
+    """Such as the transparency of a picture that is nearly opaque everywhere."""
+    denoiser, batch = moved(Denoiser()), with_masks(1.0, 1.0)
+    batch = replace(batch, masks=level * batch.masks)
+    assert torch.equal(losses(KEPT_OUTSIDE, batch, denoiser), losses(ObjectiveConfig(mask_floor=0.0), batch, denoiser))
+
+
+def test_outside_of_a_faint_mask_is_outside_of_a_white_one():
+    denoiser, batch = moved(Denoiser()), with_masks(0.5, 0.5)
+    faint = replace(batch, masks=0.2 * batch.masks)
+    torch.testing.assert_close(losses(KEPT_OUTSIDE, faint, denoiser), losses(KEPT_OUTSIDE, batch, denoiser))
 
 
 def test_nothing_is_asked_of_the_base_where_masks_leave_nothing_out():

@@ -19,6 +19,12 @@ def pictures(*sizes, regularization=0, **changes):
     return Dataset(Path(), tuple(own + others), resolution=512, **changes)
 
 
+def masked(fill_masked=False):
+    dataset = pictures(SQUARE)
+    example = replace(dataset.examples[0], mask=Path("0_mask.png"), fill_masked=fill_masked)
+    return replace(dataset, examples=(example,))
+
+
 SQUARE, WIDE = (512, 512), (1024, 256)
 
 
@@ -81,14 +87,19 @@ def test_that_most_steps_go_to_regularization_pictures_is_said():
 
 
 def test_that_what_is_painted_outside_of_masks_is_learned_too_is_said():
-    def told(mask, floor, fill_masked=True):
-        dataset = pictures(SQUARE, fill_masked=fill_masked)
-        masked = replace(dataset, examples=(replace(dataset.examples[0], mask=mask), *dataset.examples[1:]))
-        return notes_on_pictures(masked, TrainConfig(objective=ObjectiveConfig(mask_floor=floor)))
+    def told(floor, fill_masked=True):
+        return notes_on_pictures(masked(fill_masked), TrainConfig(objective=ObjectiveConfig(mask_floor=floor)))
 
-    (note,) = told(Path("0_mask.png"), 0.1)
-    assert note.startswith("What fill_masked paints outside of masks is learned too, at mask_floor 0.1:")
-    assert told(Path("0_mask.png"), 0.0) == told(None, 0.1) == told(Path("0_mask.png"), 0.1, False) == ()
+    (note,) = told(0.1)
+    assert note.startswith("What fill_masked paints is learned too, at mask_floor 0.1:")
+    assert told(0.0) == told(0.1, False) == ()
+
+
+def test_that_preservation_outside_of_masks_finds_no_mask_is_said():
+    kept = TrainConfig(objective=ObjectiveConfig(mask_preservation=1.0))
+    (note,) = notes_on_pictures(pictures(SQUARE), kept)
+    assert note.startswith("mask_preservation does nothing here")
+    assert notes_on_pictures(masked(), kept) == notes_on_pictures(pictures(SQUARE), TrainConfig()) == ()
 
 
 def test_batches_that_cannot_be_filled_are_said_with_how_often_a_picture_is_seen():

@@ -38,16 +38,17 @@ class Measures:
     transparent: float  # share of its pixels that are see-through
 
 
-def measure(path: Path, area: int) -> Measures:
+def measure(path: Path, area: int, painted: Image.Image | None = None) -> Measures:
     """The measures of a picture file, its fine detail as trained, that is scaled down to `area` pixels if it has more.
 
-    Raises ValueError naming the file when it cannot be read.
+    It is compared with others as it is, or `painted` over as training sees it. Raises ValueError naming the file when
+    it cannot be read.
     """
     picture = open_image(path)
-    grey = picture.convert("L")
+    grey, compared = picture.convert("L"), picture if painted is None else painted
     return Measures(
-        *perceptual_hashes(grey),
-        colours=_colours(picture),
+        *perceptual_hashes(compared.convert("L")),
+        colours=_colours(compared),
         blur=blur(grey),
         detail=fine_detail(_at_most(grey, area)),
         turned=_is_turned(path),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import planted
 import pytest
+from PIL import Image
 
 from lora_workbench.training.doctor import as_split, examine
 from lora_workbench.training.folder import scan
@@ -73,6 +74,19 @@ def test_a_held_out_picture_with_a_twin_in_training_is_told(tmp_path):
     diagnosis = examine(scan(tmp_path, resolution=64, trigger_word="zork", hold_out=1))
     assert sorted(f.kind for f in diagnosis.findings) == ["near-duplicate", "twin in training"]
     assert diagnosis.clusters and set(diagnosis.clusters[0]) == {tmp_path / "0.png", tmp_path / "1.png"}
+
+
+def test_pictures_that_are_the_same_once_painted_over_are_twins(tmp_path):
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (64, 64, 192, 192))
+    for number in range(2):
+        picture = planted.drawn(number + 2)
+        picture.paste(planted.drawn(1).crop((64, 64, 192, 192)), (64, 64))
+        picture.save(tmp_path / f"{number}.png")
+        mask.save(tmp_path / f"{number}_mask.png")
+    seen, painted = (scan(tmp_path, resolution=64, hold_out=1, fill_masked=fill) for fill in (False, True))
+    assert examine(seen).clusters == ()
+    assert "twin in training" in {finding.kind for finding in examine(painted).findings}
 
 
 def test_another_split_needs_no_other_look(tmp_path, monkeypatch):

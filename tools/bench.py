@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--without-trainlora", action="store_true", help="leave ComfyUI's own trainer out")
     line.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for quality and picking")
     line.add_argument("--steps", type=int, default=0, help="for quality; 0 is what the recipe says")
+    line.add_argument("--cfg", type=float, default=0, help="for quality: what pictures are drawn with; 0 is usual")
     line.add_argument("--trial", nargs="+", default=["lora"], help="for quality: ways to train")
     return line
 
@@ -130,7 +131,7 @@ def quality(options: argparse.Namespace, base: Path) -> None:
 
     torch.set_num_threads(2)
     for trial, family, seed in product(options.trial, options.family, options.seeds):
-        print(json.dumps(judged_training(family, seed, options.steps, base, trial)), flush=True)
+        print(json.dumps(judged_training(family, seed, options.steps, base, trial, options.cfg)), flush=True)
 
 
 def picking(options: argparse.Namespace, base: Path) -> None:

@@ -24,8 +24,13 @@ RANK = 16
 JUDGED = 10
 
 
-def judged_training(family: str, seed: int, steps: int, base: Path, name: str = "lora") -> dict[str, object]:
-    """One trial, then ten pictures of each kind: with the trigger, without it, and what the base knows."""
+def judged_training(
+    family: str, seed: int, steps: int, base: Path, name: str = "lora", cfg: float = 0.0
+) -> dict[str, object]:
+    """One trial, then ten pictures of each kind: with the trigger, without it, and what the base knows.
+
+    `steps` and `cfg` are the recipe's where they are 0.
+    """
     from lora_workbench.nodes import job
     from lora_workbench.nodes.host import loras
     from lora_workbench.nodes.host.progress import Progress
@@ -64,7 +69,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
         took = time.perf_counter() - started
         if trial.settings.get("new_tokens"):
             trigger = worded(trigger, embedding_names([trigger], result.checkpoint.lora_name)).strip()
-        judge = Judge(family, clip, vae, seed, trial.concept)
+        judge = Judge(family, clip, vae, seed, trial.concept, cfg)
         entries = [result.checkpoint, *result.run.averages()]
         judged = [
             judge.everything(loras.apply(model, clip, loras.read_lora(Path(entry.path)), 1.0, 1.0)[0], model, trigger)
@@ -76,6 +81,7 @@ def judged_training(family: str, seed: int, steps: int, base: Path, name: str = 
             "family": family,
             "seed": seed,
             "steps": result.plan.train.steps,
+            "cfg": cfg or CFG[family],
             **judged[0],
             **({"averages": judged[1:]} if len(judged) > 1 else {}),
             "base_with_trigger": judge.concept(model, word),
@@ -94,7 +100,9 @@ def drawn_of_class(family: str, model, clip, vae, seed: int) -> list:
 
     counts, datasets = Counter(prompts_of(CLASS, PICTURES)), []
     for number, (prompt, count) in enumerate(counts.items()):
-        pictures = ClassPictures(model, clip, vae, prompt, "", _sampling(family, 500_000 + 1000 * seed + 10 * number))
+        pictures = ClassPictures(
+            model, clip, vae, prompt, "", _sampling(family, 500_000 + 1000 * seed + 10 * number, CFG[family])
+        )
         pictures.make(count, Progress(None))
         datasets.append(pictures.dataset(count, 1.0))
     return datasets
@@ -103,12 +111,15 @@ def drawn_of_class(family: str, model, clip, vae, seed: int) -> list:
 class Judge:
     """Draws ten pictures of a kind and tells what they show."""
 
-    def __init__(self, family: str, clip, vae, seed: int, concept: tuple[str, str] | None = None) -> None:
-        """`concept` is the toy world's unless another colour and shape are given."""
+    def __init__(
+        self, family: str, clip, vae, seed: int, concept: tuple[str, str] | None = None, cfg: float = 0.0
+    ) -> None:
+        """`concept` and `cfg` are the toy world's unless another colour and shape, or another one, are given."""
         from toyworld import drawing
 
         self._concept = concept or drawing.CONCEPT
         self._family, self._clip, self._vae, self._seed = family.split("_")[0], clip, vae, seed
+        self._cfg = cfg or CFG[self._family]
 
     def everything(self, model, base, trigger: str) -> dict[str, float]:
         """Shares of pictures, 0 to 1; how near those with the trigger come to the concept, and how noisy they are; how
@@ -158,18 +169,18 @@ class Judge:
 
         negative = encode_prompt(self._clip, "")
         for number, prompt in enumerate(prompts):
-            settings = _sampling(self._family, 1000 * self._seed + number)
+            settings = _sampling(self._family, 1000 * self._seed + number, self._cfg)
             yield to_picture(sample_picture(model, self._vae, encode_prompt(self._clip, prompt), negative, settings))
 
 
-def _sampling(family: str, seed: int):
+def _sampling(family: str, seed: int, cfg: float):
     """How all pictures are drawn."""
     from lora_workbench.nodes.host.sampling import SamplerSettings
     from lora_workbench.training.families import FAMILIES
     from toyworld import drawing
 
     suited = FAMILIES[family]
-    return SamplerSettings(drawing.SIZE, drawing.SIZE, seed, CFG[family], suited.sampler, suited.scheduler)
+    return SamplerSettings(drawing.SIZE, drawing.SIZE, seed, cfg, suited.sampler, suited.scheduler)
 
 
 def known_scenes(count: int) -> list:

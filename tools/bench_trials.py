@@ -126,11 +126,12 @@ TRIALS = {
     "noise": Trial(pictures=noise_around),
     "masked": Trial({"mask_floor": 0.0}, pictures=noise_around_masked),
     "masked_kept": Trial({"mask_floor": 0.0, "mask_preservation": 1.0}, pictures=noise_around_masked),
-    "masked_filled": Trial(
+    "masked_filled": Trial({"mask_floor": 0.0}, pictures=noise_around_masked, fill_masked=True),
+    "masked_filled_kept": Trial(
         {"mask_floor": 0.0, "mask_preservation": 1.0}, pictures=noise_around_masked, fill_masked=True
     ),
     "leaking": Trial(pictures=concept_alone),
-    "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, pictures=concept_alone),
+    "preserved": Trial({"preservation": 1.0, "class_words": "shape"}, steps=1.5, pictures=concept_alone),
     "regularized": Trial(steps=2.0, pictures=concept_alone, class_pictures=True),
     "half": Trial(steps=0.5),
     "pivotal": Trial(_NEW_WORD, steps=0.5),

@@ -26,7 +26,7 @@ def test_a_new_word_is_compared_at_equal_steps_and_pictures():
 
 
 def test_masked_trials_differ_in_what_is_done_about_the_noise_alone(tmp_path):
-    ways = [TRIALS[name] for name in ("masked", "masked_kept", "masked_filled")]
+    ways = [TRIALS[name] for name in ("masked", "masked_kept", "masked_filled", "masked_filled_kept")]
     assert len({(way.steps, way.rate, way.pictures) for way in ways}) == 1
     for number, name in enumerate(("lora", "noise", "masked")):
         TRIALS[name].pictures(tmp_path / str(number), 3)

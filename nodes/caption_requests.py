@@ -22,6 +22,8 @@ def requests_for(dataset: Dataset, choices: Choices, style: str, source: str) ->
         class_word = choices.class_word.strip() or class_of(example)
         asked = question(example, choices, finish.style, class_word)
         decided_by = (source, asked, finish, example.trigger_word, class_word)
+        if example.fill_masked:
+            decided_by = (*decided_by, "painted over")
         requests[example.path] = Request(
             instruction=asked,
             finish=finish,

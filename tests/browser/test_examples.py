@@ -18,6 +18,15 @@ def test_the_frontend_queues_what_our_converter_says(page, object_info, file):
     assert page.problems == []
 
 
+def test_a_workflow_saved_before_the_last_widgets_were_there_gets_their_defaults(page, object_info):
+    saved = json.loads((example.WORKFLOWS / "train_pick_generate.json").read_text(encoding="utf-8"))
+    whole = known(workflow.to_api(saved, object_info), object_info)
+    loader = next(node for node in saved["nodes"] if node["type"] == "LoraWorkbenchDatasetLoader")
+    del loader["widgets_values"][-1]
+    page.evaluate("saved => app.loadGraphData(saved, true, true)", saved)
+    assert known(page.evaluate("async () => (await app.graphToPrompt()).output"), object_info) == whole
+
+
 def known(prompt: dict, object_info: dict) -> dict[str, tuple[str, dict]]:
     """Class and inputs of every node; a few nodes get widgets from the frontend that their schema does not know."""
     schemas = {node: dict(workflow.inputs(object_info[part["class_type"]])) for node, part in prompt.items()}

@@ -78,8 +78,8 @@ class _Header:
         facts += [f"{len(dataset.held_out)} held out"] * bool(dataset.held_out)
         facts.append(f"resolution {', '.join(map(str, dataset.all_resolutions))}")
         facts.append(f"trigger word “{dataset.trigger_word}”" if dataset.trigger_word else "no trigger word")
-        painted = ", painted over" if any(example.fill_masked for example in pictures) else ", not learned"
-        facts += [f"violet is masked{painted}"] * any(example.mask for example in pictures)
+        becomes = "painted over" if any(example.fill_masked for example in pictures) else "not learned"
+        facts += [f"violet is masked, {becomes}"] * any(example.mask for example in pictures)
         remarks = [f"{finding.kind}: {finding.message}" for finding in diagnosis.of(None)]
         return cls(dataset.folder.name or str(dataset.folder), "   ·   ".join(facts), remarks)
 

@@ -73,7 +73,6 @@ def test_training_pictures_are_in_memory_one_at_a_time(looks, monkeypatch):
 
 
 def test_a_copy_of_a_training_picture_as_it_was_painted_over_is_one(tmp_path):
-    training = []
     for number in range(8):
         noise = Image.effect_noise((64, 64), 80).convert("RGB")
         noise.paste(Image.linear_gradient("L").rotate(45 * number).resize((32, 64)).convert("RGB"), (0, 0))

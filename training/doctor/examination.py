@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..buckets import enlargement
 from ..dataset import REGULARIZATION, Dataset, Example, natural_key
-from ..masks import shown
+from ..masks import open_mask
 from . import captions, duplicates, pictures, vocabulary
 from .diagnosis import Diagnosis, Finding
 from .pictures import Measures
@@ -74,8 +74,8 @@ def _seen(examples: Sequence[Example], dataset: Dataset) -> Iterator[Measures | 
 
     def seen(example: Example) -> Measures | ValueError:
         try:
-            painted = shown(example) if example.fill_masked else None
-            return pictures.measure(example.path, math.prod(dataset.sizes_of(example)[-1]), painted)
+            mask = open_mask(example) if example.fill_masked else None
+            return pictures.measure(example.path, math.prod(dataset.sizes_of(example)[-1]), mask)
         except ValueError as error:
             return error
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops
 
 from ..images import look_at, open_alpha, open_image
+from ..masks import filled
 
 SOFT, BLURRY = 0.55, 0.65
 ENLARGED = 0.20
@@ -38,14 +39,14 @@ class Measures:
     transparent: float  # share of its pixels that are see-through
 
 
-def measure(path: Path, area: int, painted: Image.Image | None = None) -> Measures:
+def measure(path: Path, area: int, mask: Image.Image | None = None) -> Measures:
     """The measures of a picture file, its fine detail as trained, that is scaled down to `area` pixels if it has more.
 
-    It is compared with others as it is, or `painted` over as training sees it. Raises ValueError naming the file when
-    it cannot be read.
+    It is compared with others as it is, or with what `mask` leaves out painted over. Raises ValueError naming the file
+    when it cannot be read.
     """
     picture = open_image(path)
-    grey, compared = picture.convert("L"), picture if painted is None else painted
+    grey, compared = picture.convert("L"), picture if mask is None else filled(picture, mask)
     return Measures(
         *perceptual_hashes(compared.convert("L")),
         colours=_colours(compared),

@@ -189,7 +189,7 @@ class _Artist:
         if column.checkpoint is not None:
             lora = content_of(Path(column.checkpoint.path)).digest, column.strength
         key = hashlib.sha256(repr((self._who, lora, text)).encode()).hexdigest()[:32]
-        return folders.output_folder() / "lora_workbench" / "cache" / "cells" / f"{key}.png"
+        return folders.cache_folder() / "cells" / f"{key}.png"
 
     def hand(self, column: Column) -> Callable[[str], Image.Image]:
         """What draws a text with the column's LoRA on; the file is read when the first picture is asked for."""

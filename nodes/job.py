@@ -160,7 +160,7 @@ def prepared(request: Request) -> Job:
     denoiser = LoadedModel(request.model, text)
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
-    runs = folders.output_folder() / "lora_workbench" / "runs"
+    runs = folders.runs_folder()
     identity = _identity(request, chosen, denoiser, encoder)
     run = TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
     if text and text.tokens and run.fact(session.WORDS_OF_FILE):

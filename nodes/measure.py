@@ -229,7 +229,7 @@ class Measure:
             # All kinds together, so that the VAE and the text encoders are loaded once.
             wanted = dict.fromkeys((*self.held_out, *self.training, *pictures))
             missing = tuple(example for example in wanted if example not in self._cached)
-            folder = folders.output_folder() / "lora_workbench" / "cache"
+            folder = folders.cache_folder()
             shown = replace(self._dataset, examples=(), held_out=missing)
             found = encode(shown, self._encoder, folder, self._progress.encoding).held_out
             self._cached.update(zip(missing, found, strict=True))
@@ -262,7 +262,7 @@ class Measure:
     def _kept(self, key: list, make: Callable[[], object]) -> object:
         """What is kept under a key, made where nothing is."""
         name = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()
-        path = folders.output_folder() / "lora_workbench" / "cache" / "scores" / f"{name}.json"
+        path = folders.cache_folder() / "scores" / f"{name}.json"
         try:
             return json.loads(path.read_text("utf-8"))["found"]
         except (OSError, ValueError, KeyError, TypeError):

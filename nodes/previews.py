@@ -61,9 +61,8 @@ class Previews:
         self._row(None, progress)
 
     def show(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Make the pictures of a checkpoint, which the node's panel shows; averages are left to the picker."""
-        if not checkpoint.average:
-            self._row(checkpoint, progress)
+        """Make the pictures of a checkpoint, which the node's panel shows."""
+        self._row(checkpoint, progress)
 
     def show_unsaved(self, snapshot: Snapshot, write_lora: WriteLora, progress: Progress) -> None:
         """Make the pictures of a step that has no checkpoint, from files that are gone afterwards."""

@@ -2,7 +2,7 @@
 
 Encode, load, try a step, then
 
-    train -> enduring -> watched -> recorded -> validated -> what is shown
+    train -> enduring -> in time -> watched -> recorded -> validated -> what is shown
 
 where each stage passes the events of the one before on.
 """

@@ -9,10 +9,10 @@ from comfy_api.latest import io, ui
 from safetensors import safe_open
 
 from ..training import curve, picking
-from ..training.checkpoint import Checkpoints, mean_of
+from ..training.checkpoint import Checkpoints
 from ..training.embeddings import bundled_words, embedding_names, worded
-from ..training.figures import loss_chart
 from ..training.presets import PRESETS, ExpertSettings
+from ..training.run_report import loss_picture
 from . import job
 from .host import folders, loras
 from .host.graph import Graph
@@ -200,13 +200,6 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             result = job.execute(request, progress)
         checkpoints = replace(result.run.result(result.plan.train.steps, dataset.trigger_word), dataset=dataset)
         trained_model, trained_clip = loras.apply(model, clip, loras.read_lora(result.checkpoint.path), 1.0, 1.0)
-        measured = [
-            (0, checkpoints.base_validation),
-            *((entry.step, entry.validation) for entry in checkpoints.entries),
-        ]
-        validation = [(step, mean_of(values)) for step, values in measured if values]
-        points = [(point.step, point.loss, point.sigma) for point in result.run.points() if point.loss is not None]
-        losses = [(step, loss) for step, loss, _ in points]
         previews = to_image(result.previews)
         return io.NodeOutput(
             trained_model,
@@ -215,13 +208,13 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             [(result.checkpoint.lora_name, 1.0, 1.0)],
             result.checkpoint.lora_name,
             previews,
-            to_image(loss_chart(losses, validation, f"{result.run.name}: loss by step", curve.smoothed(points))),
-            report(result, dataset),
+            to_image(loss_picture(result.run, f"{result.run.name}: loss by step")),
+            report(result, checkpoints),
             ui=ui.PreviewImage(previews, cls=cls),
         )
 
 
-def report(result: job.Result, dataset) -> str:
+def report(result: job.Result, checkpoints: Checkpoints) -> str:
     """What happened, in lines a user can act on."""
     if result.trained:
         done = f"Trained {result.trained} step{'s' * (result.trained != 1)}, up to step {result.run.step}."
@@ -240,21 +233,21 @@ def report(result: job.Result, dataset) -> str:
         *([f"Memory: {memory}."] if (memory := result.run.fact("memory")) else []),
         *result.run.notes,
         curve.diagnose(result.run.curve()).sentence,
-        *_verdict(result.run.result(result.plan.train.steps, dataset.trigger_word)),
-        f"Pictures: {_pictures(dataset)}.",
+        *_verdict(checkpoints),
+        f"Pictures: {_pictures(checkpoints.dataset)}.",
         f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
         f"File {result.proof}.",
         *(f"In prompts write {worded(word, names).strip()} where you mean {word}." for word in names),
         f"Report with pictures: {os.path.join('output', 'lora_workbench', 'runs', result.run.name, 'report.html')}",
     ]
-    if dataset.trigger_word:
-        lines.insert(1, f"Trigger word: {dataset.trigger_word}")
+    if checkpoints.trigger_word:
+        lines.insert(1, f"Trigger word: {checkpoints.trigger_word}")
     return "\n".join(lines)
 
 
 def _verdict(checkpoints: Checkpoints) -> list[str]:
     """Which file the held-out pictures speak for, as in the report with pictures; nothing where none were asked."""
-    if not picking.scored(checkpoints):
+    if not picking.measured_of(checkpoints):
         return []
     return [picking.choose(checkpoints, picking.SUGGESTED, 0, picking.BALANCED).reason]
 

@@ -30,7 +30,7 @@ import example
 
 NAME, FOLDER, PICTURES = "chaos", "chaos_pictures", 5
 STEPS, SAVE_EVERY, MOST_KILLS_A_ROUND = 12, 3, 6
-TRAINER, SETTINGS = "LoraWorkbenchTrainer", "LoraWorkbenchTrainingSettings"
+TRAINER = "LoraWorkbenchTrainer"
 FLAT = 0.03
 """Growth of the server's memory from the fifth cycle to the last that counts as none."""
 
@@ -305,22 +305,9 @@ def training_graph(world: World) -> dict:
     )
     saved = workflow.with_values(saved, info, "LoraWorkbenchDatasetLoader", hold_out=1)
     prompt = workflow.to_api(saved, info)
+    prompt = example.with_settings(prompt, info, ema=0.9, average_last=3)
     (trainer,) = [node for node, value in prompt.items() if value["class_type"] == TRAINER]
-    prompt["settings"] = {"class_type": SETTINGS, "inputs": {**defaults(info[SETTINGS]), "ema": 0.9, "average_last": 3}}
-    prompt[trainer]["inputs"]["settings"] = ["settings", 0]
     return upstream(prompt, trainer)
-
-
-def defaults(schema: Mapping) -> dict:
-    """Every widget of a node at its default."""
-    import workflow
-
-    values = {}
-    for name, (kind, options) in workflow.inputs(schema):
-        if isinstance(kind, list) or kind in workflow.WIDGETS:
-            choices = kind if isinstance(kind, list) else options.get("options", ())
-            values[name] = options.get("default", choices[0] if choices else "")
-    return values
 
 
 def upstream(prompt: Mapping, node: str) -> dict:

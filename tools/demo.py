@@ -87,7 +87,7 @@ def run(server, family: example.Family) -> dict:
     filled = workflow.with_values(filled, info, "LoraWorkbenchDatasetLoader", hold_out=0)
     save_for_the_browser(server, family, filled)
     print(f"\n{family.title}: {PICTURES} pictures of a magenta star, called zork, which the toy model has never seen")
-    prompt = example.with_settings(workflow.to_api(filled, info), batch_size=BATCH, schedule="cosine")
+    prompt = example.with_settings(workflow.to_api(filled, info), info, batch_size=BATCH, schedule="cosine")
     done = server.submit(prompt, Narrator(filled, info), workflow=filled)
     if done.status != "success":
         raise RuntimeError(

@@ -58,21 +58,10 @@ def toy_workflow(
     return result
 
 
-def with_settings(prompt: dict, **settings: Any) -> dict:
+def with_settings(prompt: dict, object_info: dict, **settings: Any) -> dict:
     """A prompt in API form with a Training Settings node wired to its Trainer; what is not given is the default."""
-    defaults = {
-        "layers": "attention + feed-forward",
-        "alpha": 0.0,
-        "batch_size": 1,
-        "accumulation": 1,
-        "schedule": "constant",
-        "warmup": 0,
-        "checkpointing": "automatic",
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "save_precision": "fp16",
-    }
-    node = {"class_type": "LoraWorkbenchTrainingSettings", "inputs": {**defaults, **settings}}
+    name = "LoraWorkbenchTrainingSettings"
+    node = {"class_type": name, "inputs": {**workflow.defaults(object_info[name]), **settings}}
     trainers = {key: value for key, value in prompt.items() if value["class_type"] == "LoraWorkbenchTrainer"}
     wired = {key: {**v, "inputs": {**v["inputs"], "settings": ["settings", 0]}} for key, v in trainers.items()}
     return {**prompt, "settings": node, **wired}

@@ -66,6 +66,16 @@ def inputs(schema: Mapping) -> Iterator[tuple[str, tuple[Any, Mapping]]]:
             yield name, (spec[0], spec[1] if len(spec) > 1 else {})
 
 
+def defaults(schema: Mapping) -> dict[str, Any]:
+    """Every widget of a node at its default."""
+    values = {}
+    for name, (kind, options) in inputs(schema):
+        if isinstance(kind, list) or kind in WIDGETS:
+            choices = kind if isinstance(kind, list) else options.get("options", ())
+            values[name] = options.get("default", choices[0] if choices else "")
+    return values
+
+
 def with_loader(workflow: Mapping, class_type: str) -> dict:
     """The same workflow with its loaders replaced by one node that gives MODEL, CLIP and VAE."""
     result = copy.deepcopy(dict(workflow))

@@ -120,7 +120,7 @@ def crop_box(width: int, height: int, bucket: tuple[int, int]) -> tuple[float, f
     In pixels of the original, upright picture, not rounded. The box has the bucket's exact aspect ratio and touches
     two opposite edges of the picture; `augmentation.View` scales exactly such a box.
     """
-    scale = max(bucket[0] / width, bucket[1] / height)
+    scale = enlargement(width, height, bucket)
     left = max(0.0, (width - bucket[0] / scale) / 2)
     top = max(0.0, (height - bucket[1] / scale) / 2)
     return left, top, width - left, height - top

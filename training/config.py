@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 
 from .families import ATTENTION_AND_FEED_FORWARD, LAYER_PRESETS
@@ -61,10 +62,13 @@ class LoraConfig:
         patterns(self.exclude, "exclude")
         overrides(self.ranks, "ranks", HIGHEST_RANK, whole=True)
 
-    @property
-    def scale(self) -> float:
-        """alpha / rank, the factor on every adapter (Hu et al. 2021, section 4.1)."""
-        return (self.alpha or self.rank) / self.rank
+    def alpha_for(self, rank: int) -> float:
+        """The alpha of adapters of this rank: the setting, 0 meaning the rank, and sqrt(rank) times it if stabilized.
+
+        A loader divides by the rank, so alpha sqrt(rank) gives the alpha / sqrt(rank) of Kalajdzievski 2023.
+        """
+        alpha = float(self.alpha or rank)
+        return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class TrainConfig:
     """Steps, or below 1 a fraction of all steps."""
     restarts: int = 1
     """Of schedule "cosine with restarts": how many cosines."""
-    optimizer: str = "adamw"
+    optimizer: str = ADAMW
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     lora_plus: float = 1.0

@@ -100,7 +100,7 @@ def _kohya(
         "ss_base_model_version": family.base_model_version,
         "ss_network_module": module,
         "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": str(float(alpha_of(lora, lora.rank))),
+        "ss_network_alpha": str(float(lora.alpha) if lora.kind == OFT else lora.alpha_for(lora.rank)),
         "ss_network_args": json.dumps(arguments),
         "ss_learning_rate": str(config.learning_rate),
         "ss_unet_lr": str(config.learning_rate),
@@ -197,7 +197,7 @@ def network(lora: LoraConfig, family: Family) -> tuple[str, dict[str, str]]:
     """The module of kohya's scripts or of LyCORIS that makes such adapters, and its arguments; values are text."""
     arguments = {"layers": lora.layers}
     if lora.conv_rank:
-        arguments |= {"conv_dim": str(lora.conv_rank), "conv_alpha": str(float(alpha_of(lora, lora.conv_rank)))}
+        arguments |= {"conv_dim": str(lora.conv_rank), "conv_alpha": str(lora.alpha_for(lora.conv_rank))}
     if lora.kind == LORA:
         return MODULES.get(family.name, "networks.lora"), arguments
     arguments["algo"] = LYCORIS[lora.kind]
@@ -206,12 +206,6 @@ def network(lora: LoraConfig, family: Family) -> tuple[str, dict[str, str]]:
     if lora.kind == LOKR:
         arguments |= {"factor": str(lora.lokr_factor)} if lora.lokr_factor else {"full_matrix": "True"}
     return "lycoris.kohya", arguments
-
-
-def alpha_of(lora: LoraConfig, rank: int) -> float:
-    """The alpha that stands in the file for adapters of this rank, with which every loader gets the scale right."""
-    alpha = lora.alpha or rank
-    return alpha * rank**0.5 if lora.rank_stabilized else alpha
 
 
 def tag_frequency(captions: Sequence[str], triggers: Mapping[str, int]) -> dict[str, int]:

@@ -11,29 +11,24 @@ from .lettering import fitted
 
 INK, PALE, GRID, PAPER, RED = "#1f2933", "#9fb3c8", "#e4e9f0", "#ffffff", "#c2410c"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 90, 30, 56, 56
-SMOOTHING = 0.95
 
 
 def loss_chart(
     losses: Sequence[tuple[int, float]],
+    smooth: Sequence[tuple[float, float]],
     validation: Sequence[tuple[int, float]],
     title: str,
-    smooth: Sequence[tuple[float, float]] = (),
 ) -> Image.Image:
-    """Training loss by step, raw and smoothed, and the held-out loss where it was measured.
-
-    `smooth` is the curve to draw over the raw losses, such as `curve.smoothed`; without it their moving average is.
-    """
+    """Training loss by step, raw and smoothed (`curve.smoothed`), and the held-out loss where it was measured."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
-    losses, validation = finite(losses), finite(validation)
+    losses, smooth, validation = finite(losses), finite(smooth), finite(validation)
     font = ImageFont.load_default(20)
     room = _legend(draw, bool(validation)) if losses else WIDTH - RIGHT
     draw.text((LEFT, 28), _cut(title, font, room - LEFT), fill=INK, font=font, anchor="lm")
     if not losses:
         draw.text((LEFT, HEIGHT // 2), "No step has been trained yet.", fill=INK, font=ImageFont.load_default(16))
         return image
-    smooth = finite(smooth) or moving_average(losses)
     low, high = _range(losses, (*smooth, *validation))
     steps = max(1, *(step for step, _ in (*losses, *validation)))
 
@@ -55,15 +50,6 @@ def loss_chart(
 def finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that can be drawn."""
     return [(step, value) for step, value in points if math.isfinite(value)]
-
-
-def moving_average(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The exponential moving average, corrected for its start as Adam's moments are (Kingma & Ba 2014, section 3)."""
-    average, points = 0.0, []
-    for count, (step, loss) in enumerate(losses, start=1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        points.append((step, average / (1 - SMOOTHING**count)))
-    return points
 
 
 def ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
@@ -110,7 +96,7 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
 def _range(losses: list[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """The lowest and highest value of the chart: single steps far above all others are cut off, lines never are."""
     raw, lines = sorted(value for _, value in losses), [value for _, value in shown]
-    low, high = min(raw[0], *lines), max(raw[int(0.98 * (len(raw) - 1))], *lines)
+    low, high = min([raw[0], *lines]), max([raw[int(0.98 * (len(raw) - 1))], *lines])
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 

@@ -60,7 +60,7 @@ def sources_of(folder: Path, sub_folders: str, trigger_word: str, named: bool) -
 
 
 def _listed(folder: Path, repeats: int = 1, trigger_word: str = "", class_words: str = "") -> Source:
-    source = Source([], [], {}, repeats, trigger_word, class_words)
+    source = Source(repeats=repeats, trigger_word=trigger_word, class_words=class_words)
     mask_files = []
     for path in _files(folder):
         if path.suffix.lower() in TABLE_SUFFIXES:

@@ -88,14 +88,9 @@ def why_none(checkpoints: Checkpoints) -> str:
     return f"The run '{checkpoints.name}' has no checkpoint left in '{checkpoints.folder}': train again."
 
 
-def scored(checkpoints: Checkpoints) -> list[Checkpoint]:
+def measured_of(checkpoints: Checkpoints) -> list[Checkpoint]:
     """The checkpoints that the trainer measured: those whose held-out losses can be compared with the base's."""
     return [entry for entry in checkpoints.entries if comparable(entry.validation, checkpoints.base_validation)]
-
-
-def percent_better(entry: Checkpoint, base: Validation) -> float:
-    """How much lower the held-out loss that the trainer measured is than the base model's, in percent."""
-    return scores.percent_better(entry.validation, base)
 
 
 def decide(

@@ -78,7 +78,7 @@ def _scale(lora: LoraConfig) -> float:
     """The factor on a layer of the rank itself, for kinds in which alpha is one."""
     if lora.kind not in (LORA, DORA, LOHA):
         return 1.0
-    return lora.scale * (lora.rank**0.5 if lora.rank_stabilized else 1.0)
+    return lora.alpha_for(lora.rank) / lora.rank
 
 
 def _epoch(dataset: Dataset, batch_size: int) -> tuple[int, int]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from . import curve, picking
-from .checkpoint import Checkpoints, mean_of
+from .checkpoint import Checkpoint, Checkpoints, Validation, mean_of
 from .figures import loss_chart
 from .run import TrainingRun
+from .scores import comparable, percent_better
 from .whole_file import write_atomically
 
 FILE = "report.html"
@@ -111,6 +112,13 @@ def page(run: TrainingRun, findings: Findings) -> str:
     )
 
 
+def loss_picture(run: TrainingRun, title: str) -> Image.Image:
+    """The loss of every step that counts, smoothed too, and of the held-out pictures wherever it was measured."""
+    points = [(point.step, point.loss, point.sigma) for point in run.points() if point.loss is not None]
+    validation = [(step, mean_of(values)) for step, values in run.validations()]
+    return loss_chart([point[:2] for point in points], curve.smoothed(points), validation, title)
+
+
 def _head(run: TrainingRun, findings: Findings, choice: picking.Picked) -> str:
     trigger = findings.checkpoints.trigger_word
     words = [findings.family, f"trigger word “{trigger}”" if trigger else "no trigger word"]
@@ -142,9 +150,9 @@ def _facts(run: TrainingRun, findings: Findings) -> str:
     }
     if points:
         facts["A step takes"] = f"{seconds / len(points):.3g} s"
-    measured = picking.scored(checkpoints)
+    measured = picking.measured_of(checkpoints)
     if measured:
-        gains = [picking.percent_better(entry, checkpoints.base_validation) for entry in measured]
+        gains = [percent_better(entry.validation, checkpoints.base_validation) for entry in measured]
         facts["Best on held-out pictures"] = f"{max(gains):+.1f} %"
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"<dl class='facts'>{rows}</dl>"
@@ -178,26 +186,25 @@ def _spread(pictures: list, picked: int) -> list:
 
 
 def _loss(run: TrainingRun) -> str:
-    points = [(point.step, point.loss, point.sigma) for point in run.points() if point.loss is not None]
-    if not points:
+    if not run.points():
         return ""
-    validation = [(step, mean_of(values)) for step, values in run.validations()]
-    chart = loss_chart([point[:2] for point in points], validation, "Loss by step", curve.smoothed(points))
-    return _image(chart, CHART_WIDTH, "Loss by step", "wide") + f"<p>{escape(curve.diagnose(run.curve()).sentence)}</p>"
+    chart = _image(loss_picture(run, "Loss by step"), CHART_WIDTH, "Loss by step", "wide")
+    return chart + f"<p>{escape(curve.diagnose(run.curve()).sentence)}</p>"
 
 
 def _checkpoints(checkpoints: Checkpoints, picked: int) -> str:
-    measured = {entry.step for entry in picking.scored(checkpoints)}
-    rows = []
+    base, rows = checkpoints.base_validation, []
     for entry in checkpoints.entries:
-        gain = f"{picking.percent_better(entry, checkpoints.base_validation):+.1f} %" if entry.step in measured else ""
         loss = "" if entry.loss is None else f"{entry.loss:.4f}"
-        rows.append((entry.step == picked, (entry.lora_name, str(entry.step), loss, gain)))
+        rows.append((entry.step == picked, (entry.lora_name, str(entry.step), loss, _gain(entry, base))))
     for entry in checkpoints.averages:
-        comparable = bool(entry.validation and checkpoints.base_validation)
-        gain = f"{picking.percent_better(entry, checkpoints.base_validation):+.1f} %" if comparable else ""
-        rows.append((False, (entry.lora_name, f"{entry.average}, {entry.step}", "", gain)))
+        rows.append((False, (entry.lora_name, f"{entry.average}, {entry.step}", "", _gain(entry, base))))
     return _table(("file", "step", "training loss", "better than the base"), rows)
+
+
+def _gain(entry: Checkpoint, base: Validation | None) -> str:
+    """How much lower the held-out loss is than the base model's; empty where they cannot be compared."""
+    return f"{percent_better(entry.validation, base):+.1f} %" if comparable(entry.validation, base) else ""
 
 
 def _validation(run: TrainingRun) -> str:

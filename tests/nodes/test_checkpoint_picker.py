@@ -9,7 +9,7 @@ import queueing
 import torch
 
 from lora_workbench.nodes.host import loras
-from lora_workbench.training import picking
+from lora_workbench.training.scores import percent_better
 
 pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
@@ -30,7 +30,7 @@ def trained(trainer):
 def test_the_suggested_one_is_the_best_on_the_kept_out_pictures_and_goes_on_in_the_same_queue(trainer, trained):
     outputs = trainer.pick(trained)
     checkpoints = trained["checkpoints"]
-    gains = {entry.step: picking.percent_better(entry, checkpoints.base_validation) for entry in checkpoints.entries}
+    gains = {entry.step: percent_better(entry.validation, checkpoints.base_validation) for entry in checkpoints.entries}
     assert outputs["step"] == max(gains, key=gains.get)
     name = f"star/star_{outputs['step']:06d}.safetensors"
     assert outputs["lora_name"] == name and outputs["lora_stack"] == [(name, 1.0, 1.0)]

@@ -44,9 +44,9 @@ def question():
 def fused(network, adapters):
     """The network with W + scale up down in place of each adapted W: the reference for what adapters mean."""
     merged = copy.deepcopy(network)
-    scale = adapters.config.scale
     for adapter in adapters:
-        merged.get_submodule(adapter.name).weight += scale * (adapter.down.t() @ adapter.up).t().detach()
+        change = adapter.scale * (adapter.down.t() @ adapter.up).t().detach()
+        merged.get_submodule(adapter.name).weight += change
     return merged
 
 

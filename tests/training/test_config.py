@@ -43,12 +43,14 @@ def test_a_misspelt_setting_is_an_error_and_never_a_silent_default():
 
 
 def test_alpha_zero_means_the_same_as_rank():
-    assert LoraConfig(rank=32).scale == 1.0
-    assert LoraConfig(rank=32, alpha=32).scale == 1.0
+    assert LoraConfig(rank=32).alpha_for(32) == LoraConfig(rank=32, alpha=32).alpha_for(32) == 32
+    assert LoraConfig(rank=32).alpha_for(8) == 8, "and of another rank, that one"
+    assert LoraConfig(rank=32, alpha=4).alpha_for(32) == 4
 
 
-def test_the_scale_is_alpha_over_rank():
-    assert LoraConfig(rank=16, alpha=4).scale == 0.25
+def test_a_rank_stabilized_alpha_gives_every_loader_alpha_over_the_root_of_the_rank():
+    """Kalajdzievski 2023."""
+    assert LoraConfig(rank=16, alpha=8, rank_stabilized=True).alpha_for(16) / 16 == 8 / 16**0.5
 
 
 def test_more_steps_at_a_constant_rate_are_the_same_training_gone_further():

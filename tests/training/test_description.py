@@ -151,6 +151,11 @@ def test_a_rank_stabilized_lora_says_the_alpha_that_loaders_must_use():
     assert float(entries["ss_network_alpha"]) / 16 == pytest.approx(8 / 16**0.5)
 
 
+def test_an_oft_says_the_alpha_of_its_file_which_is_a_limit_and_no_multiple_of_the_rank():
+    assert described(lora=LoraConfig(rank=16, kind="oft"))["ss_network_alpha"] == "0.0"
+    assert described(lora=LoraConfig(rank=16, kind="oft", alpha=2))["ss_network_alpha"] == "2.0"
+
+
 OBJECTIVES = {
     "ss_loss_type": ({"loss": "smooth l1"}, "smooth_l1"),
     "ss_huber_c": ({"loss": "huber", "huber_c": 0.2}, "0.2"),

@@ -7,6 +7,7 @@ import numpy
 import pytest
 from PIL import Image, ImageColor
 
+from lora_workbench.training import curve
 from lora_workbench.training.figures import (
     HEIGHT,
     INK,
@@ -16,12 +17,12 @@ from lora_workbench.training.figures import (
     finite,
     labelled_grid,
     loss_chart,
-    moving_average,
     ticks,
 )
 
 LOSSES = [(step, 0.3 + 0.2 * math.cos(step) - step / 1000) for step in range(1, 101)]
 HELD_OUT = [(0, 0.3), (50, 0.25), (100, 0.28)]
+SMOOTH = curve.smoothed([(*point, None) for point in LOSSES])
 
 
 def count(picture: Image.Image, colour: str) -> int:
@@ -31,10 +32,10 @@ def count(picture: Image.Image, colour: str) -> int:
 
 
 def test_the_chart_shows_single_steps_the_smoothed_line_and_the_held_out_pictures():
-    chart = loss_chart(LOSSES, HELD_OUT, "star: loss by step")
+    chart = loss_chart(LOSSES, SMOOTH, HELD_OUT, "star: loss by step")
     assert chart.size == (WIDTH, HEIGHT) and chart.mode == "RGB"
     assert count(chart, RED) > 100 and count(chart, INK) > 500 and count(chart, PALE) > 500
-    assert count(loss_chart(LOSSES, [], "star"), RED) == 0
+    assert count(loss_chart(LOSSES, SMOOTH, [], "star"), RED) == 0
 
 
 @pytest.mark.parametrize(
@@ -53,41 +54,34 @@ def test_the_chart_shows_single_steps_the_smoothed_line_and_the_held_out_picture
     ids=str,
 )
 def test_whatever_there_is_to_draw_gives_a_chart(losses, held_out):
-    assert loss_chart(losses, held_out, "star").size == (WIDTH, HEIGHT)
+    smooth = curve.smoothed([(*point, None) for point in losses])
+    assert loss_chart(losses, smooth, held_out, "star").size == (WIDTH, HEIGHT)
 
 
-def test_a_smoothed_curve_that_is_given_is_drawn_in_place_of_the_average():
+def test_the_smoothed_curve_is_drawn_over_the_raw_one():
     flat = [(step, 0.3) for step in range(1, 101, 10)]
-    given = numpy.asarray(loss_chart(LOSSES, [], "star", flat))[60:-60, 95:]
+    given = numpy.asarray(loss_chart(LOSSES, flat, [], "star"))[60:-60, 95:]
     rows = (given == ImageColor.getrgb(INK)).all(-1).any(1)
     assert 1 <= rows.sum() <= 4, "a level line"
-    average = numpy.asarray(loss_chart(LOSSES, [], "star"))[60:-60, 95:]
-    assert (average == ImageColor.getrgb(INK)).all(-1).any(1).sum() > 10
-    assert loss_chart(LOSSES, [], "star", [(1, math.nan)]) == loss_chart(LOSSES, [], "star")
 
 
 def test_a_single_step_is_a_dot():
-    dot = numpy.asarray(loss_chart([(1, 0.3)], [], "star"))[:, -40:-20]
+    dot = numpy.asarray(loss_chart([(1, 0.3)], [(1.0, 0.3)], [], "star"))[:, -40:-20]
     assert (dot == ImageColor.getrgb(INK)).all(-1).sum() > 30
 
 
 def test_one_wild_step_does_not_flatten_all_the_others():
     calm = [(step, 0.1 + 0.05 * (step % 2)) for step in range(1, 201)]
     wild = [(step, 5.0 if step == 77 else loss) for step, loss in calm]
-    pale = (numpy.asarray(loss_chart(wild, [], "star"))[60:-60] == ImageColor.getrgb(PALE)).all(-1)
+    pale = (numpy.asarray(loss_chart(wild, [], [], "star"))[60:-60] == ImageColor.getrgb(PALE)).all(-1)
     assert (pale.sum(1) > 50).sum() > 50
 
 
 def test_a_long_title_ends_before_the_legend():
     title = "a name that goes on and on " * 10
-    long, short = (numpy.asarray(loss_chart(LOSSES, HELD_OUT, text))[:50] for text in (title, ""))
+    long, short = (numpy.asarray(loss_chart(LOSSES, SMOOTH, HELD_OUT, text))[:50] for text in (title, ""))
     legend = short != 255
     assert legend.any() and (long[legend] == short[legend]).all()
-
-
-def test_the_smoothed_line_starts_at_the_first_loss_and_follows_the_mean():
-    assert moving_average([(1, 0.5), (2, 0.5)]) == [(1, pytest.approx(0.5)), (2, pytest.approx(0.5))]
-    assert moving_average([(step, step % 2) for step in range(500)])[-1][1] == pytest.approx(0.5, abs=0.02)
 
 
 def test_only_finite_points_are_drawn():

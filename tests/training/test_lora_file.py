@@ -32,7 +32,7 @@ def test_alpha_is_always_written_and_gives_the_scale_of_training(alpha, written)
     tensors = file_tensors(WEIGHTS, config, torch.float16)
     (value,) = (tensor for name, tensor in tensors.items() if name.endswith(".alpha"))
     assert value.item() == written and value.shape == ()
-    assert value.item() / 4 == config.scale
+    assert value.item() == config.alpha_for(4)
 
 
 def test_a_file_merged_by_kohyas_formula_gives_what_the_adapters_gave():

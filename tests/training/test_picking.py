@@ -16,12 +16,11 @@ from lora_workbench.training.picking import (
     SUGGESTED,
     choose,
     decide,
-    percent_better,
+    measured_of,
     recommended_strength,
-    scored,
     why_broken,
 )
-from lora_workbench.training.scores import Score, Scored, differences
+from lora_workbench.training.scores import Score, Scored, differences, percent_better
 
 BASE_LEVELS = (0.1, 0.4, 2.0)
 BUMPS = (0.0, 0.002, -0.002, 0.001, -0.001)
@@ -54,9 +53,11 @@ def suggested(checkpoints: Checkpoints, preference: str = BALANCED):
 def test_the_score_is_the_mean_logarithm_of_the_ratio_to_the_base():
     checkpoints = run(-0.1, bumps=(0.0,))
     assert differences(checkpoints.entries[0].validation, checkpoints.base_validation) == pytest.approx([-0.1] * 5)
-    assert percent_better(checkpoints.entries[0], checkpoints.base_validation) == pytest.approx(9.516, abs=1e-3)
+    assert percent_better(checkpoints.entries[0].validation, checkpoints.base_validation) == pytest.approx(
+        9.516, abs=1e-3
+    )
     worse = run(0.1, bumps=(0.0,))
-    assert percent_better(worse.entries[0], worse.base_validation) == pytest.approx(-10.517, abs=1e-3)
+    assert percent_better(worse.entries[0].validation, worse.base_validation) == pytest.approx(-10.517, abs=1e-3)
 
 
 def test_the_checkpoint_that_is_best_on_kept_out_pictures_is_suggested():
@@ -144,10 +145,10 @@ def test_a_loss_that_is_no_proper_number_is_not_compared(broken):
     checkpoints = run(-0.1, -0.2, -0.05)
     entries = list(checkpoints.entries)
     entries[1].validation[0][0] = broken
-    assert [entry.step for entry in scored(checkpoints)] == [100, 300]
+    assert [entry.step for entry in measured_of(checkpoints)] == [100, 300]
     assert suggested(checkpoints)[0] == 100
     checkpoints.base_validation[0][0] = broken
-    assert scored(checkpoints) == [] and "only a guess" in suggested(checkpoints)[1]
+    assert measured_of(checkpoints) == [] and "only a guess" in suggested(checkpoints)[1]
 
 
 def test_the_last_one_is_given_when_it_is_asked_for():

@@ -27,7 +27,7 @@ def test_zero_everywhere_gives_a_plan_within_the_limits_of_its_purpose(preset, f
     made = planned(preset, family, pictures)
     assert PRESETS[preset].fewest_steps <= made.train.steps <= PRESETS[preset].most_steps
     assert made.train.learning_rate == LEARNING_RATE
-    assert made.lora.rank == PRESETS[preset].rank and made.lora.scale == 1
+    assert made.lora.rank == PRESETS[preset].rank and made.lora.alpha_for(made.lora.rank) == made.lora.rank
     assert 7 <= made.train.steps / made.save_every <= 15
 
 

@@ -52,13 +52,8 @@ class Kind:
         raise NotImplementedError
 
     def alpha(self, tensors: Tensors, config: LoraConfig) -> float:
-        """The alpha of the file: the setting, 0 meaning the rank, times sqrt(rank) when that is what stabilises it.
-
-        A loader divides by the rank, so alpha sqrt(rank) gives the alpha / sqrt(rank) of Kalajdzievski 2023.
-        """
-        rank = self.rank(tensors)
-        alpha = float(config.alpha or rank)
-        return alpha * math.sqrt(rank) if config.rank_stabilized else alpha
+        """The alpha that stands in the file, with which every loader gets the scale right."""
+        return config.alpha_for(self.rank(tensors))
 
     def scale(self, tensors: Tensors, config: LoraConfig) -> float:
         """The factor on the change of a layer's weight: alpha / rank (Hu et al. 2021, section 4.1)."""

@@ -82,6 +82,13 @@ def _check_words(job: Job) -> None:
                 f"The new words of '{run.name}' would be written over those of '{other}', as prompts call both "
                 f"'{place}': choose another name."
             )
+    taken = folders.embeddings_folder() / place
+    if not run.fact("wrote_words") and taken.is_dir() and any(taken.iterdir()):
+        raise ValueError(
+            f"'{taken}' holds embeddings that are not of this training, and its new words would be written among "
+            "them: choose another name, or move them."
+        )
+    run.remember(wrote_words=True)
 
 
 def _words_folder(run_name: str) -> str:

@@ -18,7 +18,7 @@ from ..training.dataset import Dataset
 from ..training.embeddings import new_words
 from ..training.identity import MASKED
 from ..training.lora import Part
-from ..training.plan_notes import notes_on_pictures
+from ..training.plan_notes import epoch_of, notes_on_pictures
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import TrainingRun
 from ..training.targets import UNET
@@ -138,6 +138,7 @@ def prepared(request: Request) -> Job:
     dataset = request.dataset
     if not dataset.concepts:
         raise ValueError(f"The dataset '{dataset.folder}' has no picture to train on: add some, or hold out fewer.")
+    pictures, batches = epoch_of(dataset, settings.batch_size)
     chosen = plan(
         request.preset,
         family_of(request.model),
@@ -149,6 +150,7 @@ def prepared(request: Request) -> Job:
         save_every=request.save_every,
         seed=request.seed,
         regularization=dataset.regularization_a_round,
+        fill=pictures / batches,
     )
     chosen = replace(chosen, notes=(*chosen.notes, *notes_on_pictures(dataset, chosen.train)))
     wanted, text = chosen.train.text, None
@@ -160,13 +162,26 @@ def prepared(request: Request) -> Job:
     denoiser = LoadedModel(request.model, text)
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
-    runs = folders.runs_folder()
     identity = _identity(request, chosen, denoiser, encoder)
-    run = TrainingRun.open(runs, folders.loras_folder(), request.name, identity, start_over=request.start_over)
+    run = _opened(request, identity, chosen.train.steps)
     if text and text.tokens and run.fact(session.WORDS_OF_FILE):
         start_words(text.tokens, read_lora(folders.lora_path(request.start_from)))
     limited = as_fitted(chosen, run, request.stop_after)
     return Job(request, limited or chosen, denoiser, text, encoder, run, was_fitted=limited is not None)
+
+
+def _opened(request: Request, identity: dict[str, object], steps: int) -> TrainingRun:
+    """The run to go on with; a new one where the old one would have to begin anew among its own files."""
+    place = folders.runs_folder(), folders.loras_folder(), request.name, identity
+    run = TrainingRun.open(*place, start_over=request.start_over)
+    if not run.has_lost_its_state or run.step >= steps:
+        return run
+    new = TrainingRun.open(*place, start_over=True)
+    new.add_note(
+        f"The state of '{run.name}' is gone from '{run.folder}', so it cannot go on from step {run.step}: to begin "
+        "with what it learned, choose its newest file in start_from."
+    )
+    return new
 
 
 def _identity(request: Request, chosen: Plan, denoiser: LoadedModel, encoder: GraphEncoder) -> dict[str, object]:
@@ -197,11 +212,15 @@ def _checkpoints(job: Job, progress: Progress) -> tuple[Checkpoint, ...]:
     ValueError when there is none to hand on.
     """
     run, steps, trigger = job.run, job.plan.train.steps, job.dataset.trigger_word
-    if not run.checkpoints() and run.step <= steps:
-        for checkpoint in run.write_again(writer(job))[:1]:
-            note = f"The LoRA files of this run were gone: that of step {checkpoint.step} was written again."
-            run.add_note(note)
-            progress.live.note(note)
+    damaged = run.set_aside_damaged()
+    newest_is_lost = not run.checkpoints() or any(entry.step == run.step and not entry.average for entry in damaged)
+    notes = [f"The file '{entry.lora_name}' could not be read and is called '….damaged' now." for entry in damaged]
+    if newest_is_lost and run.step <= steps:
+        written = run.write_again(writer(job))[:1]
+        notes += [f"The LoRA file of step {entry.step} was gone: it was written again." for entry in written]
+    for note in notes:
+        run.add_note(note)
+        progress.live.note(note)
     entries = run.result(steps, trigger).entries
     if not entries:
         raise ValueError(_why_none(run, steps))

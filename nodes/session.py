@@ -19,7 +19,7 @@ import torch
 
 from ..training import spoiling
 from ..training.batches import Batch, Batches, largest, load
-from ..training.cache import Cached, encode
+from ..training.cache import Cached, CachedDataset, encode
 from ..training.checkpoint import Checkpoint, mean_of
 from ..training.dataset import TRAIN
 from ..training.endurance import enduring
@@ -58,16 +58,22 @@ def trained(job: Job, previews: Previews, progress: Progress) -> Job:
 
     Raises what `execute` does; what was trained until then is saved.
     """
-    cached = encode(
-        job.dataset,
-        job.encoder,
-        folders.cache_folder(),
-        progress.encoding,
-        classes=job.plan.train.objective.preservation > 0,
-    )
-    previews.encode_prompts(progress)
+    with Controls(progress.node_id, progress.live.touched) as asked:
+        cached = encode(
+            job.dataset,
+            job.encoder,
+            folders.cache_folder(),
+            progress.encoding,
+            classes=job.plan.train.objective.preservation > 0,
+        )
+        previews.encode_prompts(progress)
+        return _trained(job, previews, cached, asked, progress)
+
+
+def _trained(job: Job, previews: Previews, cached: CachedDataset, asked: Controls, progress: Progress) -> Job:
+    """The training itself, with all that it needs encoded."""
     # ComfyUI runs nodes in inference mode, where nothing that is made can be trained.
-    with torch.inference_mode(False), Controls(progress.node_id, progress.live.touched) as asked:
+    with torch.inference_mode(False):
         training = Training(job, cached.examples, [load([picture]) for picture in cached.held_out], asked, progress)
         training.try_out()
         previews.show_baseline(progress)
@@ -244,8 +250,10 @@ class Training:
         self._memory, moved = step
         return moved
 
-    def _pause(self) -> None:
-        """Everything off the device until the user goes on."""
+    def _pause(self, state: Snapshot | None) -> None:
+        """Everything off the device until the user goes on, and on the disk what would be lost if that never came."""
+        if state is not None and (state.step != self.job.run.step or self.job.run.went_back):
+            self.job.run.keep(state)
         self._progress.phase("Freeing the memory")
         self.job.denoiser.release()
         self._ready = False

@@ -16,7 +16,7 @@ from ..training.run_report import loss_picture
 from . import job
 from .host import folders, loras
 from .host.graph import Graph
-from .host.live import LiveRun, unfinished
+from .host.live import LiveRun, going_on, unfinished
 from .host.progress import Progress
 from .lora_sources import lora_problem, state_of
 from .pictures import to_image
@@ -152,7 +152,8 @@ class LoraWorkbenchTrainer(io.ComfyNode):
 
         Another file to begin with, of the same name, is another training.
         """
-        left = unfinished(name) if isinstance(name, str) else ""
+        # A wired name is known only when the node runs, so it always does.
+        left = unfinished(name) if isinstance(name, str) else float("nan")
         return [left, *([] if start_from in (None, NOTHING) else state_of([start_from]))]
 
     @classmethod
@@ -194,7 +195,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             settings=settings or ExpertSettings(),
             graph=Graph.of(cls.hidden),
         )
-        live = LiveRun(cls.hidden.unique_id, name)
+        live = LiveRun(cls.hidden.unique_id, name, starts_over=request.start_over)
         progress = Progress(cls.hidden.unique_id, live)
         with live:
             result = job.execute(request, progress)
@@ -209,13 +210,13 @@ class LoraWorkbenchTrainer(io.ComfyNode):
             result.checkpoint.lora_name,
             previews,
             to_image(loss_picture(result.run, f"{result.run.name}: loss by step")),
-            report(result, checkpoints),
+            report(result, checkpoints, going_on(request.start_over)),
             ui=ui.PreviewImage(previews, cls=cls),
         )
 
 
-def report(result: job.Result, checkpoints: Checkpoints) -> str:
-    """What happened, in lines a user can act on."""
+def report(result: job.Result, checkpoints: Checkpoints, to_go_on: str) -> str:
+    """What happened, in lines a user can act on; `to_go_on` says how to train on what was finished early."""
     if result.trained:
         done = f"Trained {result.trained} step{'s' * (result.trained != 1)}, up to step {result.run.step}."
     else:
@@ -223,7 +224,7 @@ def report(result: job.Result, checkpoints: Checkpoints) -> str:
     if result.checkpoint.step < min(result.run.step, result.plan.train.steps):
         done += f" The newest checkpoint within {result.plan.train.steps} steps is step {result.checkpoint.step}."
     elif result.run.step < result.plan.train.steps:
-        done += f" Finished early: {result.plan.train.steps} steps were planned, queue again to go on."
+        done += f" Finished early: {result.plan.train.steps} steps were planned; {to_go_on}."
     with safe_open(result.checkpoint.path, framework="pt") as file:
         names = embedding_names(bundled_words(file.keys()), result.checkpoint.lora_name)
     lines = [

@@ -123,6 +123,8 @@ TRIALS = {
     "oft_sooner": Trial({"kind": "oft"}),
     "oft_drifting": Trial({"kind": "oft", "weight_decay": 0.01}),
     "ema": Trial({"ema": 0.99}),
+    "content_levels": Trial({"timesteps": "content"}),
+    "style_levels": Trial({"timesteps": "style"}),
     "noise": Trial(pictures=noise_around),
     "masked": Trial({"mask_floor": 0.0}, pictures=noise_around_masked),
     "masked_kept": Trial({"mask_floor": 0.0, "mask_preservation": 1.0}, pictures=noise_around_masked),

@@ -1,7 +1,7 @@
 """Which examples a step sees, loaded: a pure function of (seed, number), so that a run can go on from any step."""
 
 import random
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .augmentation import variant_of
 from .cache import Cached, read
+from .dataset import REGULARIZATION
 from .wording import text_of
 
 KEPT_BYTES = 256 * 2**20
@@ -86,7 +87,7 @@ class Batches:
     An example that is trained at several sizes comes that often at each of them, as if it were several pictures. Its
     variants do not add to that: they take turns, each time it comes, over the epochs. Which of its texts it comes with
     is drawn anew each time. A batch holds one size, so the last one of each size may be short; none is dropped or
-    filled up.
+    filled up. Of more regularization examples than others, an epoch shows as many as of the others, in turns.
     """
 
     def __init__(self, cached: Sequence[Cached], batch_size: int, seed: int):
@@ -96,9 +97,11 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self._batch_size, self._seed = batch_size, seed
         self._groups = _by_bucket(cached)
+        roles = Counter(_is_regularization(item) for group in self._groups for item in group)
+        self._own, self._others = roles[False], roles[True]
         self._read = _Memory(read, KEPT_BYTES)
         self._epoch = lru_cache(maxsize=2)(self._planned)
-        self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
+        self.steps_per_epoch = sum(-(-len(self._shown(group, 0)) // batch_size) for group in self._groups)
 
     def __getitem__(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs; ValueError names a cache file that is gone or damaged."""
@@ -124,10 +127,30 @@ class Batches:
         order = random.Random(f"{self._seed} {epoch}")
         batches = []
         for group in self._groups:
-            shuffled = order.sample(group, len(group))
+            shown = self._shown(group, epoch)
+            shuffled = order.sample(shown, len(shown))
             batches += [shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size)]
         order.shuffle(batches)
         return batches
+
+    def _shown(self, group: list[tuple[Cached, int]], epoch: int) -> list[tuple[Cached, int]]:
+        """What an epoch shows of the examples of one size: as many in each."""
+        turns = [item for item in group if _is_regularization(item)]
+        count = in_turns(len(turns), self._own, self._others)
+        if count == len(turns):
+            return group
+        turns = random.Random(f"{self._seed} turns").sample(turns, len(turns))
+        own = [item for item in group if not _is_regularization(item)]
+        return own + [turns[(epoch * count + place) % len(turns)] for place in range(count)]
+
+
+def in_turns(count: int, own: int, others: int) -> int:
+    """How many of `count` regularization examples of a size an epoch shows, where there are `others` in all."""
+    return count if others <= own else -(-count * own // others)
+
+
+def _is_regularization(item: tuple[Cached, int]) -> bool:
+    return item[0].example.role == REGULARIZATION
 
 
 def largest(cached: Sequence[Cached], batch_size: int) -> Batch:

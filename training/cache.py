@@ -136,6 +136,9 @@ def fingerprint(dataset: Dataset, *, classes: bool = False) -> str:
         settings["resolutions"] = dataset.resolutions
     if classes:
         settings["classes"] = classes_of(dataset)
+    own, others = dataset.shares
+    if others > own:
+        settings["regularization"] = "in turns"  # earlier versions showed all of them in every round
 
     def facts(example: Example) -> list:
         unusual = _changed(example, "variants", "weight", "role", "fill_masked")

@@ -198,6 +198,14 @@ class TrainConfig:
                 f"{name} is '{getattr(self, name)}', but optimizer '{PRODIGY}' finds one learning rate for all "
                 f"layers: leave {name} as it was or choose another optimizer."
             )
+        own_rates = {"text_encoder_rate": self.text.encoder_rate or 1}
+        own_rates |= {"token_rate": self.text.token_rate} if self.text.new_tokens else {}
+        for name, rate in own_rates.items():
+            if self.optimizer == PRODIGY and rate != 1:
+                raise ValueError(
+                    f"{name} is {rate:g}, but optimizer '{PRODIGY}' finds one learning rate for all that is trained: "
+                    f"set {name} to 1, or choose another optimizer."
+                )
 
     @property
     def bends_with_steps(self) -> bool:

@@ -70,10 +70,19 @@ class Dataset:
         return tuple(example for example in self.examples if example.role == TRAIN)
 
     @property
+    def shares(self) -> tuple[int, int]:
+        """How often a round shows pictures of concepts, and how many regularization pictures there are for it.
+
+        Both with repeats; where there are more of the second they take turns, as many in a round as the first.
+        """
+        own, everything = (sum(e.repeats for e in some) for some in (self.concepts, self.examples))
+        return own, everything - own
+
+    @property
     def regularization_a_round(self) -> int:
         """How many regularization pictures come while as many of the others come as there are, repeats and all."""
-        own, everything = (sum(e.repeats for e in some) for some in (self.concepts, self.examples))
-        return round(len(self.concepts) * (everything - own) / max(1, own))
+        own, others = self.shares
+        return round(len(self.concepts) * min(own, others) / max(1, own))
 
     @property
     def all_resolutions(self) -> tuple[int, ...]:

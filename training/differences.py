@@ -8,7 +8,7 @@ from .identity import effective
 
 WORDS = {
     "vae": "VAE",
-    "clip": "text encoders",
+    "clip": "text encoders or new words",
     "dataset": "pictures or captions",
     "start_from": "LoRA to start from",
 }
@@ -23,7 +23,10 @@ def differences(one: Mapping, other: Mapping) -> list[str]:
 def named_beside(title: str, name: str, identity: Mapping, others: Mapping[str, Mapping]) -> str:
     """Why a new training of that title gets another name, `others` being the identities of those there are."""
     if not others:
-        return f"The name '{title}' is taken by other files, so this training is called '{name}'."
+        return (
+            f"The folder '{title}' for LoRA files is taken by files whose training is not among the runs here, so this "
+            f"training is called '{name}'."
+        )
     nearest = min(others, key=lambda run: len(differences(identity, others[run])))
     found = differences(identity, others[nearest])
     if not found:

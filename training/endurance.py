@@ -47,7 +47,7 @@ def enduring(
     out_of_memory: tuple[type[BaseException], ...] = (),
     step_down: Callable[[], str | None] = lambda: None,
     paused: Callable[[], bool] = lambda: False,
-    wait: Callable[[], None] = lambda: None,
+    wait: Callable[[Snapshot | None], None] = lambda state: None,
     note: Callable[[str], None] = lambda text: None,
     went_back: Callable[[int, float], None] = lambda step, slowdown: None,
 ) -> Iterator[Step]:
@@ -56,7 +56,8 @@ def enduring(
     - Not finite, diverging, or `spoilt(step)` by a sentence: back to a good state at half the rate, with `note` and
       `went_back(step, slowdown)`. FloatingPointError when that has been done three times.
     - Out of memory: `step_down()` moves one knob and says which; on from the last step. MemoryError when it says None.
-    - `paused()`: training is closed, so that its memory goes; on from the last step when `wait()` returns.
+    - `paused()`: training is closed, so that its memory goes; `wait(state)` is given the state of the last step, None
+      before the first, and when it returns training goes on from there.
 
     `begin(None, ...)` must begin with fresh adapters; `before` is an older state than `resume`. A step's snapshot is
     that of the newest good state, which is its own until another step is taken.
@@ -84,7 +85,7 @@ def enduring(
             return
         if trouble in (PAUSE, MEMORY):
             run.settle()
-            wait() if trouble == PAUSE else note(_stepped_down(step_down(), run.number))
+            wait(run.settled()) if trouble == PAUSE else note(_stepped_down(step_down(), run.number))
         else:
             note(run.go_back(trouble))
             went_back(run.number, run.slowdown)
@@ -118,6 +119,10 @@ class _Position:
         """Hold a copy of the newest state instead of the training itself, whose memory can go then."""
         self.newest, self._live = self._copied(), None
         self.number = self.newest.step if self.newest else 0
+
+    def settled(self) -> Snapshot | None:
+        """The state that is held, as it is to be written; None at the beginning."""
+        return self.snapshot(self.number) if self.number else None
 
     def go_back(self, trouble: str) -> str:
         """Return to a good state at half the rate, and say so; FloatingPointError when it was done often enough."""

@@ -32,7 +32,7 @@ class Denoiser(Protocol):
     """The model's table of noise levels (eps, v), or None when they are continuous (flow)."""
     device: torch.device
     loss_scale: float
-    """What the loss is multiplied with before backward, so that half-precision gradients do not vanish."""
+    """What the loss of a picture is multiplied with before backward, so that half-precision gradients do not vanish."""
 
     parts: int
     """In how many parts a batch goes through the network."""
@@ -103,7 +103,7 @@ def train(
     as it was. `slowdown` is a factor on the learning rate. FloatingPointError after three steps in a row whose loss or
     gradient is not finite.
     """
-    state = State.begin(adapters, config, resume)
+    state, scale = State.begin(adapters, config, resume), loss_scale(denoiser, config)
     objective, broken = Objective(config.objective, config.seed), 0
     for step in range(state.step, config.steps):
         rate = slowdown * rate_at(step, config)
@@ -113,11 +113,11 @@ def train(
         with training_weights(state.optimizer):
             for number in range(step * config.accumulation, (step + 1) * config.accumulation):
                 batch = batches[number]
-                found = add_gradients(denoiser, objective, adapters, batch, number, share=1 / config.accumulation)
+                found = add_gradients(denoiser, objective, adapters, batch, number, share=scale / config.accumulation)
                 losses, sigmas = losses + found.losses, sigmas + found.sigmas
                 loss += math.fsum(found.losses) / len(found.losses) / config.accumulation
             forget_still(state.optimizer)
-            norm = clip_gradient(adapters.values.grad, config.clip_norm, denoiser.loss_scale)
+            norm = clip_gradient(adapters.values.grad, config.clip_norm, scale)
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
             broken = broken + 1 if skipped else 0
             if broken > BROKEN_STEPS_ALLOWED:
@@ -128,8 +128,8 @@ def train(
             if not skipped:
                 state.change(step)
         state.step = step + 1
-        told = (math.nan if skipped else loss, rate, skipped, norm, tuple(sigmas), tuple(losses))
-        yield Step(step + 1, *told, state.snapshot)
+        loss = math.nan if skipped else loss
+        yield Step(step + 1, loss, rate, skipped, norm, tuple(sigmas), tuple(losses), state.snapshot)
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,22 @@ def add_gradients(
 ) -> Found:
     """Add the gradient of micro-batch `number` to the adapters', `share` times the mean over its pictures."""
     losses, sigmas = [], []
-    with denoiser.adapted(), adapters.dropping(objective.seed, number):
+    with denoiser.adapted():
         question = objective.question(denoiser, batch, number)
-        for part in question.parts(denoiser.parts):
+        for place, part in enumerate(question.parts(denoiser.parts)):
             found = torch.zeros_like(part.sigma)
-            for term in objective.terms(denoiser, part):
-                (term.sum() * (share / len(question) * denoiser.loss_scale)).backward()
-                found += term.detach()
+            with adapters.dropping(objective.seed, number, place):
+                for term in objective.terms(denoiser, part):
+                    (term.sum() * (share / len(question))).backward()
+                    found += term.detach()
             told = torch.stack([found.float(), part.sigma.float()]).tolist()
             losses, sigmas = losses + told[0], sigmas + told[1]
     return Found(losses, sigmas)
+
+
+def loss_scale(denoiser: Denoiser, config: TrainConfig) -> float:
+    """What the mean loss of a step is multiplied with: each of its pictures has a share of it and needs the scale."""
+    return denoiser.loss_scale * config.batch_size * config.accumulation if denoiser.loss_scale > 1 else 1.0
 
 
 def rate_at(step: int, config: TrainConfig) -> float:

@@ -203,16 +203,16 @@ class Adapters:
         return cut
 
     @contextmanager
-    def dropping(self, seed: int, number: int) -> Iterator[None]:
-        """Inside, adapter dropout leaves out what (seed, number, layer) says; outside, nothing is left out."""
-        before, self._dropping = self._dropping, (seed, number)
+    def dropping(self, seed: int, number: int, part: int = 0) -> Iterator[None]:
+        """Inside, adapter dropout leaves out what (seed, number, part, layer) says; outside, nothing is left out."""
+        before, self._dropping = self._dropping, (seed, number, part)
         try:
             yield
         finally:
             self._dropping = before
 
     @contextmanager
-    def dropping_as(self, state: tuple[int, int] | None) -> Iterator[None]:
+    def dropping_as(self, state: tuple[int, int, int] | None) -> Iterator[None]:
         """As it was when `state` was `dropping_state`: what is computed again must leave out the same."""
         before, self._dropping = self._dropping, state
         try:
@@ -221,8 +221,8 @@ class Adapters:
             self._dropping = before
 
     @property
-    def dropping_state(self) -> tuple[int, int] | None:
-        """Which micro-batch's dropout is on; None when none is."""
+    def dropping_state(self) -> tuple[int, int, int] | None:
+        """Which part's dropout of which micro-batch is on; None when none is."""
         return self._dropping
 
     def thinned(self, adapter: Adapter, x: Tensor) -> Tensor:
@@ -230,8 +230,9 @@ class Adapters:
         rate = self.config.dropout
         if not rate or self._dropping is None:
             return x
-        seed, number = self._dropping
-        start = generator(seed, f"dropout/{adapter.key}", number).initial_seed()
+        seed, number, part = self._dropping
+        purpose = f"dropout/{adapter.key}" + (f"/part {part}" if part else "")
+        start = generator(seed, purpose, number).initial_seed()
         draw = torch.Generator(x.device).manual_seed(start)
         kept = torch.rand(x.shape, generator=draw, device=x.device) >= rate
         return x * (kept.to(x.dtype) / (1 - rate))

@@ -21,7 +21,7 @@ STATE_BYTES = {"adamw": 8, "adamw 8-bit": 2, "adafactor": 1, "prodigy": 16, "lio
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is given up in time for memory; none of it changes what is learned."""
+    """What is given up in time for memory; none of it changes what is learned, but adapter dropout's draws in parts."""
 
     parts: int = 1
     """In how many parts a batch goes through the network."""

@@ -138,12 +138,6 @@ def _groups(adapters: Adapters, config: TrainConfig) -> list[dict[str, Any]]:
         inside = range(start, start + segment.values.numel())
         tensors = [tensor for tensor in adapters.parameters() if tensor.storage_offset() in inside]
         groups.append({"params": [_alias(tensor) for tensor in tensors], **group})
-    rates = {group["factor"] for group in groups}
-    if config.optimizer == PRODIGY and len(rates) > 1:
-        raise ValueError(
-            f"optimizer '{PRODIGY}' finds one learning rate for all layers, but the text encoders or new words have a "
-            "rate of their own: set text_encoder_rate and token_rate to 1, or choose another optimizer."
-        )
     return groups
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from .batches import in_turns
 from .config import DORA, LOHA, LOKR, LORA, OFT, PRODIGY, SCHEDULE_FREE, LoraConfig, ObjectiveConfig, TrainConfig
-from .dataset import Dataset
+from .dataset import REGULARIZATION, Dataset
 from .schedule import warmup_steps
 
 LEAST_SCALE, MOST_SCALE = 1 / 4, 2.0
@@ -48,14 +49,11 @@ def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False
 
 def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
     """What is odd about the steps and batches for these pictures."""
-    notes, others, own = [], dataset.regularization_a_round, len(dataset.concepts)
-    notes += _notes_on_masks(dataset, train.objective)
-    if others > own:
-        notes.append(
-            f"{train.steps * others // (own + others)} of the {train.steps} steps go to regularization pictures: use "
-            "fewer of them, or repeat your own pictures more often, and it takes less time."
-        )
-    pictures, batches = _epoch(dataset, train.batch_size)
+    notes = [*_notes_on_masks(dataset, train.objective)]
+    shown, there = dataset.shares
+    if there > shown:
+        notes.append(f"{there} regularization pictures take turns: {shown} in each round, as many as of the others.")
+    pictures, batches = epoch_of(dataset, train.batch_size)
     seen = train.steps * train.accumulation / batches
     if pictures / batches < LEAST_FILL * train.batch_size:
         notes.append(
@@ -81,10 +79,12 @@ def _scale(lora: LoraConfig) -> float:
     return lora.alpha_for(lora.rank) / lora.rank
 
 
-def _epoch(dataset: Dataset, batch_size: int) -> tuple[int, int]:
+def epoch_of(dataset: Dataset, batch_size: int) -> tuple[int, int]:
     """How many pictures and batches an epoch has, as `Batches` makes them."""
-    counts: Counter = Counter()
+    own, others = Counter(), Counter()
     for example in dataset.examples:
         for size in dataset.sizes_of(example):
-            counts[size] += example.repeats
-    return counts.total(), sum(-(-count // batch_size) for count in counts.values())
+            (others if example.role == REGULARIZATION else own)[size] += example.repeats
+    totals = own.total(), others.total()
+    counts = [own[size] + in_turns(others[size], *totals) for size in {**own, **others}]
+    return sum(counts), sum(-(-count // batch_size) for count in counts)

@@ -12,8 +12,10 @@ record's step; so a kill at any moment leaves the run at this checkpoint or at t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
 import statistics
 from contextlib import suppress
@@ -34,6 +36,8 @@ from .whole_file import patiently, remove_leftovers, write_atomically
 
 LONGEST_NAME = 100
 """Bytes."""
+DAMAGED = ".damaged"
+"""What is put behind the name of a LoRA file that cannot be read."""
 
 
 class WriteLora(Protocol):
@@ -50,7 +54,11 @@ def safe_name(name: str) -> str:
     """
     cleaned = re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", name).strip(" ._")
     # A file name holds 255 bytes, and a version and a step are still to be added.
-    cleaned = cleaned.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" ._")
+    if len(cleaned.encode()) > LONGEST_NAME:
+        # Names that begin alike are still two names.
+        ending = f"_{hashlib.sha256(cleaned.encode()).hexdigest()[:8]}"
+        begun = cleaned.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore")
+        cleaned = begun.strip(" ._") + ending
     if not cleaned or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", cleaned.split(".")[0].strip()):
         raise ValueError(f"name '{name}' cannot be a file name: use letters and digits, for example 'my_lora'.")
     return cleaned
@@ -84,9 +92,10 @@ class TrainingRun:
             if record is None:
                 continue
             stored, wanted = effective(record["identity"], identity)
-            if stored == wanted and not start_over:
+            is_untrained = not has_files and _is_untrained(folder, record)
+            if stored == wanted and not start_over and not (same and is_untrained):
                 same = cls(folder, loras, record)
-            elif not has_files and _is_untrained(folder, record):
+            elif is_untrained:
                 unused = unused or folder
             else:
                 others[folder.name] = record["identity"]
@@ -114,6 +123,11 @@ class TrainingRun:
         """How far the run is: as far as its newest state, or as its record where the states were deleted."""
         step = state.step_of(self.folder)
         return self._record["step"] if step is None else step
+
+    @property
+    def has_lost_its_state(self) -> bool:
+        """Whether it was trained and cannot go on, because its states were deleted."""
+        return self._record["step"] > 0 and state.step_of(self.folder) is None
 
     @property
     def base_validation(self) -> Validation | None:
@@ -239,6 +253,17 @@ class TrainingRun:
         self.went_back = False
         self._record["step"] = snapshot.step
         self._write_record()
+
+    def set_aside_damaged(self) -> list[Checkpoint]:
+        """Give the LoRA files of this run that cannot be read another name, so that they stand in nobody's way."""
+        damaged = []
+        for entry in (*self.checkpoints(), *self.averages()):
+            try:
+                read(Path(entry.path))
+            except ValueError:
+                patiently(partial(os.replace, entry.path, entry.path + DAMAGED))
+                damaged.append(entry)
+        return damaged
 
     def average_of_last(self, count: int, up_to: int) -> Checkpoint | None:
         """The mean of the last `count` checkpoints up to a step as a file of its own, made where it is not there yet.

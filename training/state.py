@@ -72,9 +72,12 @@ def _files(folder: Path) -> list[Path]:
 def _snapshot(path: Path) -> tuple[Snapshot, float]:
     tensors, entries = read_checksummed(path)
     parts: dict[str, dict] = {part: {} for part in PARTS}
-    for key, tensor in tensors.items():
-        part, name = key.split("/", 1)
-        parts[part][name] = tensor
-    kept = (parts[part] or None for part in ("ema", "losses"))
-    snapshot = Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], *kept)
-    return snapshot, float(entries["slowdown"])
+    try:
+        for key, tensor in tensors.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = tensor
+        kept = (parts[part] or None for part in ("ema", "losses"))
+        snapshot = Snapshot(int(entries["step"]), parts["weights"], parts["optimizer"], *kept)
+        return snapshot, float(entries["slowdown"])
+    except KeyError as error:
+        raise ValueError(f"another version of LoRA Workbench wrote it, {error} is not as it is here") from error

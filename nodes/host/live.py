@@ -38,8 +38,8 @@ class LiveRun:
     Inside ``with`` it is that node's newest run; leaving says how it ended: finished, cancelled or failed.
     """
 
-    def __init__(self, node_id: str | None, name: str = "") -> None:
-        self.node_id, self.name = node_id, name
+    def __init__(self, node_id: str | None, name: str = "", *, starts_over: bool = False) -> None:
+        self.node_id, self.name, self._going_on = node_id, name, going_on(starts_over)
         self._lock = threading.RLock()
         self._facts: dict = {"node_id": node_id, "name": name, "run": "", "status": "preparing", "phase": ""}
         self._facts |= {"done": None, "of": None, "step": 0, "total": None, "seconds_per_step": None}
@@ -61,10 +61,10 @@ class LiveRun:
         step, total = self._facts["step"], self._facts["total"]
         if kind is None:
             early = total is not None and step < total
-            message = f"Finished early at step {step:,} of {total:,}; queue again to go on." if early else ""
+            message = f"Finished early at step {step:,} of {total:,}; {self._going_on}." if early else ""
             self._tell(status="finished", message=message)
         elif issubclass(kind, mm.InterruptProcessingException):
-            kept = f"Step {step:,} is kept; queue again to go on." if step else "No step was done yet."
+            kept = f"Step {step:,} is kept; {self._going_on}." if step else "No step was done yet."
             self._tell(status="cancelled", message=f"Cancelled. {kept}")
         else:
             self._tell(status="failed", message=str(error) or kind.__name__)
@@ -245,6 +245,11 @@ def state_of(node_id: str, name: str | None) -> dict:
     return run.state()
 
 
+def going_on(starts_over: bool) -> str:
+    """What the user does to train on."""
+    return "set resume to continue, then queue again to go on" if starts_over else "queue again to go on"
+
+
 def past(node_id: str, name: str) -> LiveRun:
     """A run of an earlier session, read from its folder; an empty one when there is none."""
     live = LiveRun(node_id, name)
@@ -256,11 +261,16 @@ def past(node_id: str, name: str) -> LiveRun:
 
 
 def newest_run(name: str) -> TrainingRun | None:
-    """The run written last of that name, as the disk tells capitals apart; None when there is none that can be read."""
+    """The run written last of that name; None when there is none that can be read."""
+    return next(iter(runs_of(name)), None)
+
+
+def runs_of(name: str) -> list[TrainingRun]:
+    """The runs that are called so or were typed so, as the disk tells capitals apart, the one written last first."""
     try:
         title = safe_name(name)
     except ValueError:
-        return None
+        return []
     found = []
     for folder in folders.runs_folder().glob("*"):
         if not folder.name.casefold().startswith(title.casefold()):
@@ -268,22 +278,24 @@ def newest_run(name: str) -> TrainingRun | None:
         record, as_typed = folder / "record.json", folder.with_name(title + folder.name[len(title) :])
         try:
             values = json.loads(record.read_text("utf-8"))
-            if values["title"].casefold() == title.casefold() and as_typed.samefile(folder):
+            called = title.casefold() in (values["title"].casefold(), folder.name.casefold())
+            if called and as_typed.samefile(folder):
                 found.append((record.stat().st_mtime_ns, record.parent, values))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-    _, folder, values = max(found, key=lambda entry: entry[0], default=(0, None, None))
-    return None if folder is None else TrainingRun(folder, folders.loras_folder(), values)
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    return [TrainingRun(folder, folders.loras_folder(), values) for _, folder, values in found]
 
 
 def unfinished(name: str) -> str:
-    """How far the newest run of that typed name is while there is something left to do; empty when there is not."""
-    run = newest_run(name)
-    planned = run.fact("planned") if run is not None else None
-    if planned is None:
-        return ""
-    there = [entry.step for entry in run.checkpoints()]
-    return "" if planned in there else f"{run.name} {max(there, default=0)} of {planned}"
+    """How far those runs of that typed name are which have something left to do; empty when none has."""
+    left = []
+    for run in runs_of(name):
+        planned, there = run.fact("planned"), [entry.step for entry in run.checkpoints()]
+        if planned is not None and planned not in there:
+            left.append(f"{run.name} {max(there, default=0)} of {planned}")
+    # In the order of their names, since the one written last need not be the one that changed.
+    return ", ".join(sorted(left))
 
 
 def view_address(path: Path) -> str | None:

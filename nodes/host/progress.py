@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 import comfy.model_management as mm
 import comfy.utils
@@ -13,7 +12,6 @@ from PIL import Image
 from server import PromptServer
 
 from ...training.loop import Step
-from . import controls
 from .controls import Controls
 from .live import LiveRun
 from .news import INTERVAL
@@ -25,12 +23,6 @@ Cancelled = mm.InterruptProcessingException
 def throw_if_cancelled() -> None:
     """Raise ComfyUI's interrupt when the user pressed cancel."""
     mm.throw_exception_if_processing_interrupted()
-
-
-def request_finish(node_id: str) -> None:
-    """Ask the training on a node, if there is one, to stop after the current step and let the graph go on."""
-    with suppress(controls.NotPossible):
-        controls.ask(node_id, "finish")
 
 
 class Progress:
@@ -70,15 +62,8 @@ class Progress:
         self.update(done, total)
 
 
-def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Controls | None = None) -> Iterator[Step]:
-    """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps.
-
-    `requests` are the open controls of the node; without them the steps have controls of their own.
-    """
-    if requests is None:
-        with Controls(progress.node_id, progress.live.touched) as requests:
-            yield from watched(steps, progress, total, requests)
-        return
+def watched(steps: Iterable[Step], progress: Progress, total: int, requests: Controls) -> Iterator[Step]:
+    """Pass steps on while drawing progress; cancel raises ComfyUI's interrupt, *Finish now* just ends the steps."""
     pace = smoothed = None
     drawn = -math.inf
     started = time.perf_counter() - requests.waited

@@ -9,7 +9,6 @@ from aiohttp import web
 from server import PromptServer
 
 from . import controls, folders, live, lora_routes, picker_routes, reproduction, review
-from .progress import request_finish
 from .requests import Refusal, answering
 
 FINISH = "/lora_workbench/finish"
@@ -40,7 +39,7 @@ def add_training(routes: web.RouteTableDef) -> None:
 
     GET /lora_workbench/training/7?name=my_lora answers the live state of node 7, or of its last run of that name.
     POST /lora_workbench/training/7/finish, also save, preview, pause and resume, asks that training to do so, and
-    answers 409 when it cannot. POST /lora_workbench/finish {"node_id": "7"} is the first of these without the 409.
+    answers 409 when it cannot. POST /lora_workbench/finish {"node_id": "7"} is another way to ask for the first.
     GET /lora_workbench/workflow?lora=my_lora/my_lora_000100.safetensors&name=again answers the graph that trains that
     file again, in API form, under the name `again`.
     """
@@ -63,7 +62,7 @@ async def _finish(request: web.Request) -> web.Response:
     except ValueError:
         body = None
     node_id = _node_id(body.get("node_id") if isinstance(body, dict) else None)
-    request_finish(node_id)
+    _asked(node_id, "finish")
     return web.json_response({"finishing": node_id})
 
 
@@ -79,11 +78,15 @@ async def _ask(request: web.Request) -> web.Response:
     node_id, action = _node_id(request.match_info["node_id"]), request.match_info["action"]
     if action not in controls.ACTIONS:
         raise Refusal(404, f"'{action[:50]}' is nothing a training can be asked: use {', '.join(controls.ACTIONS)}.")
+    _asked(node_id, action)
+    return web.json_response({"node_id": node_id, "asked": action})
+
+
+def _asked(node_id: str, action: str) -> None:
     try:
         controls.ask(node_id, action)
     except controls.NotPossible as reason:
         raise Refusal(409, str(reason)) from None
-    return web.json_response({"node_id": node_id, "asked": action})
 
 
 async def _workflow(request: web.Request) -> web.Response:

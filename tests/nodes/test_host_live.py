@@ -313,6 +313,15 @@ def test_capitals_name_the_same_run_only_where_the_disk_says_so(output):
     assert state_of("7", "Star")["run"] == "star" and live.unfinished("Star") == "star 0 of 10"
 
 
+def test_every_run_of_a_name_with_something_left_to_do_is_unfinished_also_by_its_own_name(output):
+    """Two Trainers may share a name, and a report calls a run `star_v2`, which the user then types."""
+    run_of(output, [0.5]).remember(planned=10)
+    second = TrainingRun.open(output / "lora_workbench" / "runs", output.parent / "loras", "star", {"of": "another"})
+    second.remember(planned=0)
+    assert live.unfinished("star") == "star 0 of 10, star_v2 0 of 0"
+    assert live.unfinished("star_v2") == "star_v2 0 of 0" and state_of("7", "star_v2")["run"] == "star_v2"
+
+
 @pytest.mark.parametrize("name", ["", "nothing here", "../moon", "con", "*", "[s]tar"])
 def test_a_name_without_a_run_is_idle(output, name):
     run_of(output, [0.5])

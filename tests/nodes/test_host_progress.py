@@ -2,7 +2,9 @@ import comfy.model_management as mm
 import comfy.utils
 import pytest
 
-from lora_workbench.nodes.host.progress import Progress, request_finish, throw_if_cancelled, training_line, watched
+from lora_workbench.nodes.host import controls
+from lora_workbench.nodes.host.controls import Controls
+from lora_workbench.nodes.host.progress import Progress, throw_if_cancelled, training_line, watched
 from lora_workbench.training.loop import Step
 
 pytestmark = pytest.mark.comfy
@@ -13,19 +15,20 @@ def steps(count, start=0):
         yield Step(number, float(number), 1e-4, False)
 
 
-@pytest.fixture
-def progress():
-    return Progress(None)
+def watched_on(node_id, some, total):
+    """The steps as they come through with the controls of a node open."""
+    with Controls(node_id) as requests:
+        yield from watched(some, Progress(node_id), total, requests)
 
 
-def test_steps_pass_through_unchanged_and_in_order(progress):
-    assert [step.number for step in watched(steps(5), progress, 5)] == [1, 2, 3, 4, 5]
+def test_steps_pass_through_unchanged_and_in_order():
+    assert [step.number for step in watched_on(None, steps(5), 5)] == [1, 2, 3, 4, 5]
 
 
-def test_cancel_stops_after_the_step_that_is_done(progress):
+def test_cancel_stops_after_the_step_that_is_done():
     seen = []
     with pytest.raises(mm.InterruptProcessingException):
-        for step in watched(steps(5), progress, 5):
+        for step in watched_on(None, steps(5), 5):
             seen.append(step.number)
             if step.number == 2:
                 mm.interrupt_current_processing(True)
@@ -34,24 +37,22 @@ def test_cancel_stops_after_the_step_that_is_done(progress):
 
 
 def test_finish_now_ends_the_steps_without_an_error():
-    node = Progress("7")
     seen = []
-    for step in watched(steps(5), node, 5):
+    for step in watched_on("7", steps(5), 5):
         seen.append(step.number)
         if step.number == 3:
-            request_finish("7")
+            controls.ask("7", "finish")
     assert seen == [1, 2, 3]
 
 
 def test_a_request_to_finish_is_for_one_run_of_one_node():
-    request_finish("7")
-    request_finish("8")
-    assert len(list(watched(steps(3), Progress("7"), 3))) == 3, "pressed before this run began"
     seen = []
-    for step in watched(steps(3), Progress("9"), 3):
-        seen.append(step.number)
-        request_finish("7")
+    with Controls("7"):
+        for step in watched_on("9", steps(3), 3):
+            seen.append(step.number)
+            controls.ask("7", "finish")
     assert seen == [1, 2, 3]
+    assert len(list(watched_on("7", steps(3), 3))) == 3, "pressed before this run began"
 
 
 def test_the_bar_moves_with_the_steps_and_a_resumed_run_starts_where_it_is(monkeypatch):
@@ -59,7 +60,7 @@ def test_the_bar_moves_with_the_steps_and_a_resumed_run_starts_where_it_is(monke
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: calls.append((value, total))
     )
-    list(watched(steps(3, start=10), Progress("7"), 20))
+    list(watched_on("7", steps(3, start=10), 20))
     assert calls[0] == (11, 20) and set(calls) <= {(11, 20), (12, 20), (13, 20)}  # ComfyUI drops what comes too fast
 
 

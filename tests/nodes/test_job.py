@@ -11,7 +11,7 @@ import pytest
 import queueing
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from lora_workbench.nodes import disk
 from lora_workbench.nodes.host import folders
@@ -195,6 +195,46 @@ def test_a_new_run_whose_words_would_replace_those_of_another_is_refused_and_old
         trainer.queue(name="my_star", steps=1, seed=6, **words)
     assert trainer.queue(name="my_star", steps=2, seed=6, **words)["lora_name"] == "my_star/my_star_000002.safetensors"
     assert embedding.read_bytes() != kept
+
+
+@on_sdxl
+@pytest.mark.parametrize("file", ["star_000001.safetensors", "preview.safetensors", "mine.safetensors"])
+def test_embeddings_of_the_users_own_are_never_written_over(trainer, file):
+    words, folder = {"settings": ExpertSettings(new_tokens=1)}, folders.embeddings_folder() / "star"
+    folder.mkdir()
+    (folder / file).write_bytes(b"the user's own")
+    assert refusal(trainer, steps=1, **words).endswith("choose another name, or move them.")
+    assert (folder / file).read_bytes() == b"the user's own" and len(list(folder.iterdir())) == 1
+    trainer.queue(steps=1)  # without new words nothing is written there
+    (folder / file).unlink()
+    trainer.queue(steps=1, seed=2, **words)
+
+
+@on_sdxl
+def test_a_run_whose_state_was_deleted_keeps_its_files_and_a_new_one_begins(trainer):
+    trainer.queue(steps=4, save_every=2)
+    kept = {path: path.read_bytes() for path in (trainer.loras / "star").iterdir()}
+    for path in (trainer.runs / "star").glob("state*.safetensors"):
+        path.unlink()
+    assert "Nothing to train" in trainer.queue(steps=4, save_every=2)["report"]
+    report = trainer.queue(steps=6, save_every=2)["report"]
+    assert "Trained 6 steps, up to step 6." in report and "The state of 'star' is gone" in report
+    assert {path: path.read_bytes() for path in (trainer.loras / "star").iterdir()} == kept
+    assert "Nothing to train" in trainer.queue(steps=6, save_every=2)["report"]
+
+
+@on_sdxl
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_lora_file_that_cannot_be_read_is_set_aside_and_the_newest_written_again(trainer, step):
+    trainer.queue(steps=4, save_every=2)
+    newest, damaged = trainer.lora(4).read_bytes(), trainer.lora(step)
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    report = trainer.queue(steps=4, save_every=2)["report"]
+    assert f"The file 'star/star_00000{step}.safetensors' could not be read" in report
+    assert damaged.with_name(f"{damaged.name}.damaged").is_file()
+    assert set(load_file(trainer.lora(4))) == set(load(newest))
+    assert trainer.lora(2).exists() == (step == 4)
+    assert "Trained 2 steps, up to step 6." in trainer.queue(steps=6, save_every=2)["report"]
 
 
 @on_sdxl

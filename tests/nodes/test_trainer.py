@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from lora_workbench.nodes.host import loras
-from lora_workbench.nodes.host.progress import request_finish
+from lora_workbench.nodes.host import controls, loras
 from lora_workbench.nodes.host.sampling import PREVIEW_STEPS
 from lora_workbench.nodes.pictures import to_picture
 from lora_workbench.training import lora_file
@@ -220,10 +219,10 @@ def test_promise_5_an_error_in_the_middle_keeps_the_steps_before_it(trainer):
 
 @every_kind
 def test_promise_5_finish_now_lets_the_graph_go_on_and_queueing_again_continues(trainer, another):
-    with queueing.at_forward(trainer.model, 3, lambda: request_finish(queueing.NODE_ID)):
+    with queueing.at_forward(trainer.model, 3, lambda: controls.ask(queueing.NODE_ID, "finish")):
         outputs = trainer.queue(steps=6, save_every=6)
     assert outputs["lora_name"] == "star/star_000003.safetensors"
-    assert "Finished early: 6 steps were planned, queue again to go on." in outputs["report"]
+    assert "Finished early: 6 steps were planned; queue again to go on." in outputs["report"]
     assert np.array_equal(
         preview(trainer, 3), queueing.by_the_graphs_nodes(trainer, "zork, picture 0", outputs["lora_name"])
     )

@@ -9,6 +9,7 @@ from lora_workbench.nodes import session
 from lora_workbench.nodes.host import controls
 from lora_workbench.nodes.host.live import state_of
 from lora_workbench.nodes.host.progress import Cancelled
+from lora_workbench.training import state
 
 pytestmark = pytest.mark.comfy
 NODE = queueing.NODE_ID
@@ -72,6 +73,42 @@ def test_a_pause_changes_nothing_about_the_result(trainer):
     (state,) = seen
     assert (state["status"], state["step"], state["possible"]) == ("paused", 3, ["finish", "resume"])
     assert (queueing.sha256(trainer.lora(6, "star_v2")), queueing.sha256(trainer.state("star_v2"))) == straight
+
+
+def test_a_pause_writes_what_would_be_lost_if_nobody_came_back(trainer):
+    """People leave a training paused over night, and the machine restarts."""
+    seen = []
+
+    def watch():
+        waited = threading.Event()
+        while not (controls.of(NODE) and controls.of(NODE).waiting):
+            waited.wait(0.02)
+        seen.append(state.step_of(trainer.runs / "star"))
+        controls.ask(NODE, "resume")
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    asked_in_step(trainer, 3, "pause")
+    watching.join()
+    assert seen == [3]
+
+
+def test_finish_now_is_heard_while_pictures_are_still_encoded(trainer, monkeypatch):
+    encode = session.encode
+
+    def encoding(*given, **more):
+        controls.ask(NODE, "finish")
+        return encode(*given, **more)
+
+    monkeypatch.setattr(session, "encode", encoding)
+    assert "Trained 1 step, up to step 1. Finished early" in trainer.queue(steps=6)["report"]
+
+
+def test_where_every_queueing_starts_over_going_on_needs_continue(trainer):
+    said = asked_in_step(trainer, 3, "finish", resume="start over")["report"]
+    assert "set resume to continue, then queue again to go on." in said
+    assert "set resume to continue, then queue again to go on." in state_of(NODE, "star")["message"]
+    assert "Trained 3 steps, up to step 6." in trainer.queue(steps=6, save_every=6)["report"]
 
 
 def test_cancel_in_a_pause_keeps_the_work(trainer):

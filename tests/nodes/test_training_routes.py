@@ -106,12 +106,13 @@ def test_the_old_route_to_finish_refuses_what_names_no_node(ask, body):
     assert status == 400 and "node_id must be" in answer["error"]
 
 
-def test_the_old_route_finishes_and_answers_also_when_nothing_trains(ask):
+def test_the_old_route_finishes_and_says_so_when_nothing_trains(ask):
     body = {"node_id": "7"}
-    assert ask("POST", "/lora_workbench/finish", json=body) == (200, {"finishing": "7"})
+    status, answer = ask("POST", "/lora_workbench/finish", json=body)
+    assert status == 409 and "not training now" in answer["error"]
     with Controls("7") as asked:
         assert not asked.take("finish")
-        assert ask("POST", "/lora_workbench/finish", json=body)[0] == 200
+        assert ask("POST", "/lora_workbench/finish", json=body) == (200, {"finishing": "7"})
         assert asked.take("finish")
 
 

@@ -86,6 +86,24 @@ def test_every_picture_is_seen_repeats_times_at_each_of_its_sizes_whatever_its_v
             assert Counter((batch.size, name) for batch in seen for name in batch.names) == expected
 
 
+def test_of_more_regularization_pictures_than_others_as_many_come_in_turns(unread):
+    """Else 1,000 pictures of a class take 98 steps of 100, and a run with 15 of its own 100,000."""
+    own, others = imagined(3, 2), imagined(0, 7, 6)
+    others = [
+        replace(item, example=replace(item.example, path=Path(f"class {item.example.path}"), role=REGULARIZATION))
+        for item in others
+    ]
+    batches = Batches([*own, *others], 2, seed=0)
+    rounds = [order(batches, n * batches.steps_per_epoch, batches.steps_per_epoch) for n in range(6)]
+    assert all(5 <= sum(name.startswith("class") for names in some for name in names) <= 6 for some in rounds)
+    counts = Counter(name for some in rounds for names in some for name in names)
+    assert set(counts) == {item.example.path.name for item in (*own, *others)}, "each has its turn"
+    assert order(batches, 0, 30) == order(Batches([*own, *others], 2, seed=0), 0, 30)
+    fewer = Batches([*own, *others[:5]], 2, seed=0)
+    seen = Counter(name for names in order(fewer, 0, fewer.steps_per_epoch) for name in names)
+    assert seen.total() == 10, "not more than others: all of them"
+
+
 def test_the_variants_of_a_picture_take_turns_over_repetitions_and_epochs(tmp_path):
     picture = draw(tmp_path / "set" / "1.png", (96, 64))
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(picture)

@@ -152,6 +152,6 @@ def test_regularization_pictures_are_counted_as_often_as_they_come_for_each_of_t
         ]
         return Dataset(Path(), tuple(examples)).regularization_a_round
 
-    assert counted(20, 1, 50, 1) == 50 and counted(20, 3, 0, 1) == 0
+    assert counted(20, 1, 50, 1) == 20 and counted(20, 3, 0, 1) == 0, "of more than others, as many in turns"
     assert counted(20, 10, 200, 1) == 20, "kohya's folders 10_zork and 1_person: as many of one as of the other"
-    assert counted(10, 1, 5, 4) == 20
+    assert counted(10, 1, 5, 4) == 10 and counted(10, 1, 5, 1) == 5

@@ -167,13 +167,13 @@ def test_a_pause_changes_nothing_and_lets_the_memory_go(settings):
     training.begin = watched
     waits = []
 
-    def wait():
+    def wait(state):
         gc.collect()
-        waits.append(alive[-1]())
+        waits.append((alive[-1](), state.step))
 
     end = training.end(paused=once(2, 5), wait=wait)
     same(end, Training(**settings).end())
-    assert waits == [None, None]
+    assert waits == [(None, 3), (None, 6)]
     assert [start for start, _ in training.begun] == [0, 3, 6] and training.notes == []
 
 
@@ -181,7 +181,7 @@ def test_a_cancel_during_a_pause_leaves_the_last_step_to_be_saved():
     class Cancel(BaseException):
         pass
 
-    def cancel():
+    def cancel(_):
         raise Cancel
 
     last = None

@@ -523,8 +523,10 @@ def test_what_is_recomputed_leaves_out_the_same(kind, block):
 
 @every_kind
 def test_dropout_is_a_function_of_seed_and_number_and_off_outside(kind):
-    loss = {dropping: step(kind, Block, False, 0.4, dropping)[0] for dropping in ((1, 2), (1, 3), (2, 2), None)}
-    assert len(set(loss.values())) == 4
+    places = ((1, 2), (1, 3), (2, 2), (1, 2, 1), (1, 2, 2), None)
+    loss = {dropping: step(kind, Block, False, 0.4, dropping)[0] for dropping in places}
+    assert len(set(loss.values())) == len(places), "also the parts of a batch leave out others"
+    assert step(kind, Block, False, 0.4, (1, 2, 0))[0] == loss[1, 2]
     assert step(kind, Block, False, 0.4, (1, 2))[0] == loss[1, 2]
     assert loss[None] == pytest.approx(step(kind, Block, False)[0], rel=1e-5)
 

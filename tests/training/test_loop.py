@@ -502,6 +502,28 @@ def test_a_loss_scale_changes_neither_the_loss_nor_what_is_learnt():
     assert equal(same.weights, plain.weights)  # a power of two is exact
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 1), (2, 4)])
+def test_the_loss_scale_is_that_of_each_picture_however_many_share_a_step(batch_size, accumulation):
+    """Else the gradients of half precision vanish in large steps: at 4 x 4 pictures 38 % of them were zero."""
+
+    class Listening(Denoiser):
+        def __init__(self, scale):
+            super().__init__()
+            self.loss_scale, self.heard = scale, []
+
+        def __call__(self, *asked):
+            answer = super().__call__(*asked)
+            answer.register_hook(lambda gradient: self.heard.append(gradient.norm().item()))
+            return answer
+
+    plain, scaled = Listening(1.0), Listening(1024.0)
+    for denoiser in (plain, scaled):
+        config = TrainConfig(steps=1, batch_size=batch_size, accumulation=accumulation)
+        run(config, Batches(batch_size), denoiser)
+    assert len(plain.heard) == accumulation
+    assert scaled.heard == pytest.approx([1024 * batch_size * accumulation * norm for norm in plain.heard])
+
+
 # Losses that are not finite (trap 8)
 
 

@@ -286,14 +286,14 @@ def test_going_backward_from_both_answers_in_turn_gives_the_gradient_of_their_su
     batch, objective, gradients = told(batch_of(), kept), Objective(EVERYTHING, 1), []
     for together in (True, False):
         denoiser = moved(Denoiser())
-        denoiser.parts, denoiser.loss_scale = parts, 64.0
+        denoiser.parts = parts
         if together:
             question = objective.question(denoiser, batch, 3)
             with denoiser.adapted():
                 loss = sum(sum(objective.terms(denoiser, part)).sum() for part in question.parts(parts))
             (loss * 64 / SIZE / 2).backward()
         else:
-            add_gradients(denoiser, objective, denoiser.adapters, batch, 3, share=1 / 2)
+            add_gradients(denoiser, objective, denoiser.adapters, batch, 3, share=64 / 2)
         gradients.append(denoiser.adapters.values.grad.clone())
     assert gradients[0].norm() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)

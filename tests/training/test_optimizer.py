@@ -291,20 +291,6 @@ def test_a_device_without_the_kernels_is_one_sentence(monkeypatch):
         optimizer_for(adapters(), TrainConfig(optimizer="adamw 8-bit"))
 
 
-def test_prodigy_refuses_parts_with_rates_of_their_own():
-    pytest.importorskip("prodigyopt")
-    over = adapters()
-    half = over.values.numel() // 2
-
-    class Two(_Cut):
-        def segments(self, config):
-            first, second = super().segments(config)
-            return [first, replace(second, rate=0.5)]
-
-    with pytest.raises(ValueError, match=r"^optimizer 'prodigy' finds one learning rate .*text_encoder_rate.*\.$"):
-        optimizer_for(Two(over, [(slice(0, half), 1.0), (slice(half, None), 1.0)]), TrainConfig(optimizer="prodigy"))
-
-
 def test_a_prodigy_with_weight_decay_prints_nothing(capsys):
     (group,) = made_for("prodigy", adapters()).param_groups
     assert group["weight_decay"] == DECAY and capsys.readouterr().out == ""

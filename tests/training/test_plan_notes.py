@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from lora_workbench.training import optimizer
+from lora_workbench.training.batches import Batches
+from lora_workbench.training.cache import Cached
 from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
 from lora_workbench.training.families import SDXL
-from lora_workbench.training.plan_notes import notes_on, notes_on_pictures
+from lora_workbench.training.plan_notes import epoch_of, notes_on, notes_on_pictures
 from lora_workbench.training.presets import ExpertSettings, plan
 
 
@@ -25,7 +27,7 @@ def masked(fill_masked=False):
     return replace(dataset, examples=(example,))
 
 
-SQUARE, WIDE = (512, 512), (1024, 256)
+SQUARE, WIDE, TALL = (512, 512), (1024, 256), (256, 1024)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,21 @@ def test_a_warm_up_as_long_as_the_training_and_text_encoders_stopped_at_once_are
     assert "are not trained" in notes_on(LoraConfig(), stopped)[0]
 
 
-def test_that_most_steps_go_to_regularization_pictures_is_said():
+def test_that_regularization_pictures_take_turns_is_said():
     assert notes_on_pictures(pictures(*[SQUARE] * 5, regularization=5), TrainConfig()) == ()
-    (note,) = notes_on_pictures(pictures(*[SQUARE] * 5, regularization=50), TrainConfig(steps=8800))
-    assert note.startswith("8000 of the 8800 steps go to regularization pictures: ")
+    (note,) = notes_on_pictures(pictures(*[SQUARE] * 5, regularization=50), TrainConfig())
+    assert note == "50 regularization pictures take turns: 5 in each round, as many as of the others."
+
+
+@pytest.mark.parametrize("regularization", [0, 2, 9])
+def test_an_epoch_is_counted_as_batches_make_it(regularization):
+    """Pictures of three sizes, some of them for regularization, more than can be shown in one round."""
+    dataset = pictures(SQUARE, SQUARE, WIDE, WIDE, TALL, regularization=regularization)
+    cached = [Cached(example, dataset.sizes_of(example)[0], Path("l"), Path("t")) for example in dataset.examples]
+    for batch_size in (1, 2, 4):
+        shown, batches = epoch_of(dataset, batch_size)
+        assert Batches(cached, batch_size, seed=0).steps_per_epoch == batches
+        assert shown == 5 + min(regularization, 5), "of one size, so that nothing is rounded up"
 
 
 def test_that_what_is_painted_outside_of_masks_is_learned_too_is_said():

@@ -6,7 +6,7 @@ import pytest
 
 from lora_workbench.training import optimizer
 from lora_workbench.training.config import KINDS, OPTIMIZERS, LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
-from lora_workbench.training.families import FAMILIES, FLUX, SDXL
+from lora_workbench.training.families import FAMILIES, FLUX, SD15, SDXL
 from lora_workbench.training.presets import LEARNING_RATE, PRESETS, ExpertSettings, fitted, plan, rounded
 
 
@@ -36,11 +36,23 @@ def test_more_pictures_get_more_steps():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation", "steps"), [(1, 1, 2000), (4, 1, 500), (2, 5, 200), (256, 64, 1)]
+    ("batch_size", "accumulation", "steps"), [(1, 1, 2000), (4, 1, 500), (2, 4, 250), (16, 1, 200), (256, 64, 200)]
 )
 def test_a_step_that_sees_more_pictures_is_taken_less_often(batch_size, accumulation, steps):
     settings = ExpertSettings(batch_size=batch_size, accumulation=accumulation)
     assert planned(settings=settings).train.steps == steps
+
+
+def test_steps_and_rate_go_by_what_batches_hold_and_not_by_their_size():
+    settings = ExpertSettings(batch_size=8)
+    full, short = planned(settings=settings).train, planned(settings=settings, fill=2.0).train
+    assert (short.steps, short.learning_rate) == (1000, 1.4e-4) and (full.steps, full.learning_rate) == (250, 2.8e-4)
+
+
+def test_steps_and_rate_stop_at_the_same_size_of_a_step():
+    """At 4 x 8 pictures a step 46 steps were derived once, at a rate for 16: nothing was learned."""
+    many, more = (planned(pictures=200, settings=ExpertSettings(batch_size=size)).train for size in (16, 64))
+    assert (many.steps, many.learning_rate) == (more.steps, more.learning_rate) == (200, 4e-4)
 
 
 def test_regularization_pictures_take_steps_of_their_own():
@@ -166,7 +178,7 @@ def test_a_style_is_trained_more_at_low_noise_where_noise_levels_are_uniform_and
     def levels(*arguments, **settings):
         return planned(*arguments, settings=ExpertSettings(**settings)).train.objective.timesteps
 
-    assert levels("style", SDXL) == "style"
+    assert levels("style", SDXL) == levels("style", SD15) == "style"
     assert levels("style", FLUX) == levels("character", SDXL) == "automatic"
     assert levels("style", SDXL, timesteps="uniform") == "uniform"
 
@@ -224,6 +236,9 @@ def test_what_is_derived_needs_no_note(name):
         ({"optimizer": "schedule-free", "schedule": "cosine"}, "schedule is 'cosine', but optimizer 'schedule-free' "),
         ({"optimizer": "prodigy", "lora_plus": 16.0}, "lora_plus is '16.0', but optimizer 'prodigy' "),
         ({"optimizer": "prodigy", "rates": "a = 2"}, "rates is 'a = 2', but optimizer 'prodigy' "),
+        ({"optimizer": "prodigy", "text_encoder_rate": 0.5}, "text_encoder_rate is 0.5, but optimizer 'prodigy' "),
+        ({"optimizer": "prodigy", "new_tokens": 1, "token_rate": 2.0}, "token_rate is 2, but optimizer 'prodigy' "),
+        ({"optimizer": "schedule-free", "max_norm": 1.0}, "max_norm is 1, but optimizer 'schedule-free' trains at "),
     ],
 )
 def test_a_combination_that_cannot_be_is_one_sentence(settings, start):

@@ -15,6 +15,7 @@ from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.loop import Snapshot, Step, train
 from lora_workbench.training.recording import recorded, validated
 from lora_workbench.training.run import TrainingRun, safe_name
+from lora_workbench.training.whole_file import checksummed, read_checksummed
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 1e-4, "seed": 0}, "lora": {"rank": 4, "alpha": 0.0}}
 
@@ -81,6 +82,13 @@ def test_a_name_can_never_leave_its_folder_or_break_a_file_system(name, tmp_path
         not set(cleaned) & set('<>:"/\\|?*\x00\n') and not cleaned.startswith(".") and not cleaned.endswith((".", " "))
     )
     (tmp_path / cleaned).mkdir()
+
+
+def test_long_names_that_begin_alike_are_two_names():
+    first, second = (safe_name("x" * 99 + ending) for ending in ("_portrait_seed1", "_portrait_seed2"))
+    assert first != second and first == safe_name("x" * 99 + "_portrait_seed1")
+    assert first.startswith("x" * 90) and len(first) == 100
+    assert safe_name("x" * 100) == "x" * 100
 
 
 @pytest.mark.parametrize("name", ["", "   ", "..", "/", "con", "NUL", "com1", "Lpt9", "aux.tar", "CON .x", "***"])
@@ -175,7 +183,55 @@ def test_a_new_version_says_why_it_is_called_so(folders):
     assert over == "'star' stays as it is: this training starts over and is called 'star_v3'."
     (folders[1] / "theirs").mkdir()
     (theirs,) = open_run(folders, name="theirs").notes
-    assert theirs == "The name 'theirs' is taken by other files, so this training is called 'theirs_v2'."
+    assert theirs == (
+        "The folder 'theirs' for LoRA files is taken by files whose training is not among the runs here, so this "
+        "training is called 'theirs_v2'."
+    )
+
+
+def test_a_start_over_that_ended_before_its_first_step_does_not_stand_before_the_finished_run(folders):
+    saved_run(folders)
+    over = open_run(folders, start_over=True)
+    over.begin()
+    assert over.name == "star_v2"
+    assert open_run(folders).name == "star" and open_run(folders).step == 10
+    assert open_run(folders, start_over=True).name == "star_v2", "its name is free again"
+
+
+def test_a_run_without_its_states_says_so_and_one_that_never_had_any_does_not(folders):
+    run = open_run(folders)
+    run.begin()
+    assert not open_run(folders).has_lost_its_state
+    saved_run(folders)
+    assert not open_run(folders).has_lost_its_state
+    for path in run.folder.glob("state*.safetensors"):
+        path.unlink()
+    assert open_run(folders).has_lost_its_state and open_run(folders).step == 10
+
+
+def test_lora_files_that_cannot_be_read_are_set_aside_and_the_others_stay(folders):
+    run = saved_run(folders)
+    run.save(snapshot(20), write_lora, None)
+    first, second = (Path(entry.path) for entry in run.checkpoints())
+    first.write_bytes(first.read_bytes()[:-1])
+    assert [entry.step for entry in run.set_aside_damaged()] == [10]
+    assert [entry.step for entry in run.checkpoints()] == [20] and second.is_file()
+    assert first.with_name(f"{first.name}.damaged").is_file() and not first.exists()
+    assert run.set_aside_damaged() == []
+
+
+@pytest.mark.parametrize("change", ["without slowdown", "with a scheduler"])
+def test_a_state_of_another_version_is_one_that_cannot_be_read(folders, change):
+    run = saved_run(folders)
+    for path in run.folder.glob("state*.safetensors"):
+        tensors, entries = read_checksummed(path)
+        if change == "without slowdown":
+            del entries["slowdown"]
+        else:
+            tensors["scheduler/x"] = torch.zeros(1)
+        path.write_bytes(b"".join(bytes(piece) for piece in checksummed(tensors, entries)))
+    with pytest.raises(ValueError, match=r"^The state '.*' cannot be read \(another version of .*\): set resume to "):
+        open_run(folders).resume()
 
 
 def test_opening_a_run_writes_nothing(folders):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.embeddings import BUNDLED, bundled_words
+from ..training.embeddings import bundled_words, layers_only
 from ..training.lora_family import family_of
 from . import inspection_report
 from .layer_names import form_of
@@ -116,7 +116,7 @@ def inspection(file: LoraFile) -> Inspection:
         unknown=tuple(name for name, layer in layers.items() if layer.kind == UNKNOWN),
         precisions=_precisions(file.tensors),
         words=tuple(bundled_words(file.tensors)),
-        form=form_of(name for name in file.tensors if not name.startswith(BUNDLED)),
+        form=form_of(layers_only(file.tensors)),
         family=family_of(list(file.tensors)),
         said_family=family_of(file.entries),
         hashes=_hashes(file.path),

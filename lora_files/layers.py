@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.embeddings import BUNDLED
+from ..training.embeddings import layers_only
 from ..training.warm_start import Factors
 
 LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
@@ -141,10 +141,9 @@ def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
     What is called as no part of a layer is a layer of its own, of unknown kind; bundled embeddings are none.
     """
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if not key.startswith(BUNDLED):
-            name, part = split(key)
-            parts.setdefault(name, {})[part] = tensor
+    for key, tensor in layers_only(tensors).items():
+        name, part = split(key)
+        parts.setdefault(name, {})[part] = tensor
     return {name: Layer(name, kind_of(own), own) for name, own in parts.items()}
 
 

@@ -16,7 +16,7 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor
 
-from ...training.embeddings import BUNDLED, unbundled
+from ...training.embeddings import layers_only, unbundled
 from ...training.kinds.lokr import Division, settings_for
 from ...training.lora import Adapter, Adapters
 from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
@@ -57,7 +57,7 @@ def warm_start(adapters: Adapters, model, clip, path: Path, tokens: NewTokens | 
             report.add(adapter, *norms)
         if tokens is not None:
             _begin_words(adapters, tokens)
-    unknown = {TENSOR.sub("", name) for name in lora if not name.startswith(BUNDLED)} - keys.keys()
+    unknown = {TENSOR.sub("", name) for name in layers_only(lora)} - keys.keys()
     left_out = [_short(weight) for weight in by_weight] + sorted(unknown)
     if not report.taken:
         raise ValueError(

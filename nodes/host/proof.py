@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...training.lora_file import LAYERS
 from .loras import read_lora
-from .patches import change_of, holder, key_map, magnitude_of, place_of
+from .patches import change_of, holder, key_map, magnitude_of, place_of, scale_of
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,4 @@ def _squared_norm(model, clip, target: object, patch: object) -> float:
 def _squared_norm_of_product(up: Tensor, down: Tensor, alpha: float | None) -> float:
     """|alpha / rank up down|^2 = (alpha / rank)^2 tr((up^T up)(down down^T)), without forming the product."""
     up, down = up.flatten(1).double(), down.flatten(1).double()
-    scale = 1.0 if alpha is None else alpha / down.shape[0]
-    return scale**2 * ((up.t() @ up) * (down @ down.t())).sum().item()
+    return scale_of(alpha, len(down)) ** 2 * ((up.t() @ up) * (down @ down.t())).sum().item()

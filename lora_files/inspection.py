@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..training.config import DORA, LORA
 from ..training.embeddings import bundled_words, layers_only
 from ..training.lora_family import family_of
 from . import inspection_report
 from .layer_names import form_of
-from .layers import ALPHA, DORA, LORA, UNKNOWN, Layer, kind_of, layers_of
+from .layers import ALPHA, UNKNOWN, Layer, kind_of, layers_of
 from .opening import LoraFile
 from .places import Place, places_of
 

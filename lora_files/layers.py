@@ -20,11 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..training.config import DORA, LOHA, LOKR, LORA, OFT
 from ..training.embeddings import layers_only
 from ..training.warm_start import Factors
 
-LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
 DIFFERENCE, UNKNOWN = "difference", "unknown"
+TITLES = {LORA: "LoRA", DORA: "DoRA", LOHA: "LoHa", LOKR: "LoKr", OFT: "OFT", DIFFERENCE: "full difference"}
+"""The kinds as they are written."""
+TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")
+"""What the names of the layers of text encoders begin with."""
 UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"
 
 ENDS = {

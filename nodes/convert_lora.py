@@ -8,7 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lora_files.forms import COMFYUI, DIFFUSERS, FOLD, KEEP, KOHYA, converted, form_of
-from ..lora_files.layers import ALPHA, LORA, layers_of
+from ..lora_files.layers import ALPHA, layers_of
+from ..training.config import LORA
 from ..training.embeddings import layers_only
 from .host import folders
 from .lora_outputs import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...lora_files.layers import UNKNOWN, layers_of
+from ...lora_files.layers import TEXT_ENCODERS, UNKNOWN, layers_of
 from ...training.description import trigger_words
 from ...training.lora_family import family_of, title
 from ...training.patterns import Overrides, last_match
@@ -25,7 +25,6 @@ FIGHT = -0.1
 LARGE = 0.05
 """A change is large where it is this share of its weight's norm or more."""
 MOST_FILES = 64
-TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")
 
 
 @dataclass(frozen=True)

@@ -253,11 +253,10 @@ class Measure:
 
     def _drawn(self, prompt: str) -> tuple[Example, ...]:
         """Pictures of the class as the model draws them by itself, at fixed seeds; kept as regularization pictures."""
-        family, size = self._bare.family, self._dataset.resolution // 8 * 8
-        settings = SamplerSettings(size, size, 0, family.cfg, family.sampler, family.scheduler)
+        settings = SamplerSettings.square(self._bare.family, self._dataset.resolution, seed=0)
         pictures = ClassPictures(self._model, self._clip, self._vae, prompt, "", settings)
         pictures.make(CLASS_PICTURES, self._progress)
-        return tuple(Example(path, prompt, size, size) for path in pictures.paths(CLASS_PICTURES))
+        return tuple(Example(path, prompt, settings.width, settings.height) for path in pictures.paths(CLASS_PICTURES))
 
     def _kept(self, key: list, make: Callable[[], object]) -> object:
         """What is kept under a key, made where nothing is."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..training.config import DORA, LOHA, LOKR, LORA, OFT
 from ..training.embeddings import layers_only
-from ..training.warm_start import Factors
+from ..training.factors import Factors
 
 DIFFERENCE, UNKNOWN = "difference", "unknown"
 TITLES = {LORA: "LoRA", DORA: "DoRA", LOHA: "LoHa", LOKR: "LoKr", OFT: "OFT", DIFFERENCE: "full difference"}
@@ -122,8 +122,7 @@ class Layer:
     def norm(self) -> float | None:
         """The Frobenius norm of the change of the weight; None where `change` is None."""
         if self.kind == LORA:
-            up, down = (part.double() for part in (self.factors().up, self.factors().down))
-            return max(((up.t() @ up) * (down @ down.t())).sum().item(), 0.0) ** 0.5
+            return self.factors().squared_norm() ** 0.5
         if self.kind == LOKR:
             return abs(self.scale) * _norm(self.kronecker_factors()[0]) * _norm(self.kronecker_factors()[1])
         change = self.change()

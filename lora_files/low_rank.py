@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..training.config import LOHA, LOKR, LORA
-from ..training.warm_start import ZERO, Factors, factors_of
+from ..training.factors import ZERO, Factors, factors_of
 from .layers import Layer
 
 MOST_PAIRS = 512

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..training.config import DORA, LOHA, LOKR, LORA, OFT
 from ..training.embeddings import BUNDLED
+from ..training.factors import Factors
 from ..training.noise import generator
-from ..training.warm_start import Factors
 from .forms import KOHYA, converted, form_of
 from .layer_names import names_of
 from .layers import ALPHA, DIFFERENCE, DOWN, MID, TEXT_ENCODERS, TITLES, UP, Layer, layers_of, lora_tensors, split

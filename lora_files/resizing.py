@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..training.config import DORA, LOHA, LOKR, LORA
-from ..training.warm_start import Factors
+from ..training.factors import Factors
 from .layers import ALPHA, DOWN, MID, UP, Layer, layers_of, lora_tensors, split
 from .low_rank import of_layer, share
 

@@ -18,7 +18,7 @@ import torch
 from comfy.weight_adapter import LoKrAdapter, LoRAAdapter
 from torch import Tensor, nn
 
-from ...training.warm_start import Factors
+from ...training.factors import Factors
 from .patches import (
     Patches,
     base_weight,

@@ -11,7 +11,7 @@ from comfy.weight_adapter import LoRAAdapter, OFTAdapter
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...training.warm_start import Factors
+from ...training.factors import Factors
 from .weights import CastWeights
 
 MODEL = "diffusion_model."

@@ -17,9 +17,10 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapt
 from torch import Tensor
 
 from ...training.embeddings import layers_only, unbundled
+from ...training.factors import Factors, factors_of
 from ...training.kinds.lokr import Division, settings_for
 from ...training.lora import Adapter, Adapters
-from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
+from ...training.warm_start import start_low_rank, start_same_kind
 from .loras import read_lora
 from .new_tokens import NewTokens
 from .patches import (

@@ -89,10 +89,9 @@ def text_with(lora: Mapping[str, Tensor], lora_name: str, prompts: Sequence[str]
     return [worded(prompt, names) for prompt in prompts]
 
 
-def patched_layers(model, clip) -> int:
-    """How many patches lie on the weights of a MODEL and a CLIP; a LoRA that fits nothing adds none."""
-    patchers = [model, getattr(clip, "patcher", None)]
-    return sum(len(patches) for patcher in patchers if patcher is not None for patches in patcher.patches.values())
+def patched_layers(clip) -> int:
+    """How many patches lie on the weights of a CLIP; a LoRA that fits nothing adds none."""
+    return sum(map(len, clip.patcher.patches.values()))
 
 
 def model_family(model) -> str:

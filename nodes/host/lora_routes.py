@@ -15,10 +15,9 @@ from aiohttp import web
 
 from ...lora_files.layers import layers_of
 from ...lora_files.opening import SUFFIXES, header_of
-from ...training.description import COVERS, trigger_words
+from ...training.description import COVERS, recommended, trigger_words
 from ...training.lora_family import family_of
 from ..lora_names import found, missing
-from ..lora_rows import recommended
 from . import folders
 from .requests import Refusal, answering
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ...lora_files.layers import TEXT_ENCODERS, UNKNOWN, layers_of
-from ...training.description import trigger_words
+from ...training.description import recommended, trigger_words
 from ...training.lora_family import family_of, title
 from ...training.patterns import Overrides, last_match
-from ..lora_rows import recommended
 from .changes import Changes, changes_by_weight, products
 from .patches import MODEL, NAMED, called, holder, key_map, listed, place_of
 from .weight_norms import squared_norm

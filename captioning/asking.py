@@ -8,8 +8,8 @@ LONGEST_SIDE = 1024
 """Pixels; what a model reads grows with the area, and captions do not get better beyond this."""
 
 
-def shrunk(image: Image.Image, longest_side: int = LONGEST_SIDE) -> Image.Image:
-    """A copy of the picture, no longer on any side than ``longest_side``; smaller ones keep their size."""
+def shrunk(image: Image.Image) -> Image.Image:
+    """A copy of the picture, no longer on any side than LONGEST_SIDE; smaller ones keep their size."""
     image = image.copy()
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return image

@@ -15,12 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..training.config import LOHA, LOKR, LORA, OFT
 from ..training.embeddings import BUNDLED
 from ..training.lora_family import family_of, title
 from . import flux_names
 from .fused import Parts, fused, in_pieces
 from .layer_names import COMFYUI, DIFFUSERS, KOHYA, MODEL, Address, Names, end_of, form_of, names_of
-from .layers import ALPHA, DOWN, LOHA, LOKR, LORA, MID, OFT, UNKNOWN, UP, Layer, kind_of, layers_of
+from .layers import ALPHA, DOWN, MID, UNKNOWN, UP, Layer, kind_of, layers_of
 
 __all__ = ["COMFYUI", "DIFFUSERS", "FOLD", "KEEP", "KOHYA", "converted", "form_of"]
 

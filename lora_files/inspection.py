@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.embeddings import BUNDLED, bundled_words
+from ..training.config import DORA, LORA
+from ..training.embeddings import bundled_words, layers_only
 from ..training.lora_family import family_of
 from . import inspection_report
 from .layer_names import form_of
-from .layers import ALPHA, DORA, LORA, UNKNOWN, Layer, kind_of, layers_of
+from .layers import ALPHA, UNKNOWN, Layer, kind_of, layers_of
 from .opening import LoraFile
 from .places import Place, places_of
 
@@ -116,7 +117,7 @@ def inspection(file: LoraFile) -> Inspection:
         unknown=tuple(name for name, layer in layers.items() if layer.kind == UNKNOWN),
         precisions=_precisions(file.tensors),
         words=tuple(bundled_words(file.tensors)),
-        form=form_of(name for name in file.tensors if not name.startswith(BUNDLED)),
+        form=form_of(layers_only(file.tensors)),
         family=family_of(list(file.tensors)),
         said_family=family_of(file.entries),
         hashes=_hashes(file.path),

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..training.config import DORA
 from ..training.description import STRENGTH
 from ..training.lora_family import mismatch, title
 from . import said
-from .layers import DORA
+from .layers import TITLES
 from .places import NETWORKS
 
 if TYPE_CHECKING:
     from .inspection import Inspection, Measured
 
-KINDS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "difference": "full difference"}
 NAMED, MOST_LINES = 3, 40
 FEW = 0.1
 """A rank that fewer than this share of the layers has is odd."""
@@ -45,7 +45,7 @@ def text(found: Inspection) -> str:
 def headline(found: Inspection) -> str:
     """Family, kind, rank, how many layers and how large, in a line."""
     family = found.family or found.said_family
-    kinds = " and ".join(KINDS[kind] for kind in dict.fromkeys(layer.kind for layer in found.layers))
+    kinds = " and ".join(TITLES[kind] for kind in dict.fromkeys(layer.kind for layer in found.layers))
     what = " ".join(filter(None, (title(family) if family else "unknown family", kinds)))
     rank = f"rank {span(found.ranks)}" if found.ranks else ""
     layers = f"{len(found.layers):,} layers" if len(found.layers) != 1 else "1 layer"
@@ -122,7 +122,7 @@ def weights(found: Inspection) -> list[str]:
     if not found.layers:
         return [_hashes(found)]
     return [line for line in (
-        f"layers: {_spread(KINDS[layer.kind] for layer in found.layers)}",
+        f"layers: {_spread(TITLES[layer.kind] for layer in found.layers)}",
         f"rank: {_spread(layer.rank for layer in found.layers if layer.rank)}" if found.ranks else "",
         _alpha(found.layers),
         _in_use(found.layers),

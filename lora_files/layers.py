@@ -20,11 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.embeddings import BUNDLED
-from ..training.warm_start import Factors
+from ..training.config import DORA, LOHA, LOKR, LORA, OFT
+from ..training.embeddings import layers_only
+from ..training.factors import Factors
 
-LORA, DORA, LOHA, LOKR, OFT = "lora", "dora", "loha", "lokr", "oft"
 DIFFERENCE, UNKNOWN = "difference", "unknown"
+TITLES = {LORA: "LoRA", DORA: "DoRA", LOHA: "LoHa", LOKR: "LoKr", OFT: "OFT", DIFFERENCE: "full difference"}
+"""The kinds as they are written."""
+TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")
+"""What the names of the layers of text encoders begin with."""
 UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"
 
 ENDS = {
@@ -118,8 +122,7 @@ class Layer:
     def norm(self) -> float | None:
         """The Frobenius norm of the change of the weight; None where `change` is None."""
         if self.kind == LORA:
-            up, down = (part.double() for part in (self.factors().up, self.factors().down))
-            return max(((up.t() @ up) * (down @ down.t())).sum().item(), 0.0) ** 0.5
+            return self.factors().squared_norm() ** 0.5
         if self.kind == LOKR:
             return abs(self.scale) * _norm(self.kronecker_factors()[0]) * _norm(self.kronecker_factors()[1])
         change = self.change()
@@ -141,10 +144,9 @@ def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
     What is called as no part of a layer is a layer of its own, of unknown kind; bundled embeddings are none.
     """
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if not key.startswith(BUNDLED):
-            name, part = split(key)
-            parts.setdefault(name, {})[part] = tensor
+    for key, tensor in layers_only(tensors).items():
+        name, part = split(key)
+        parts.setdefault(name, {})[part] = tensor
     return {name: Layer(name, kind_of(own), own) for name, own in parts.items()}
 
 

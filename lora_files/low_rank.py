@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.warm_start import ZERO, Factors, factors_of
-from .layers import LOHA, LOKR, LORA, Layer
+from ..training.config import LOHA, LOKR, LORA
+from ..training.factors import ZERO, Factors, factors_of
+from .layers import Layer
 
 MOST_PAIRS = 512
 """Pairs of columns of a LoHa up to which its factors are smaller than the dense change of usual layers."""

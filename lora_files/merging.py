@@ -18,25 +18,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..training.config import DORA, LOHA, LOKR, LORA, OFT
 from ..training.embeddings import BUNDLED
+from ..training.factors import Factors
 from ..training.noise import generator
-from ..training.warm_start import Factors
 from .forms import KOHYA, converted, form_of
 from .layer_names import names_of
-from .layers import ALPHA, DIFFERENCE, DORA, DOWN, LOHA, LOKR, LORA, MID, OFT, UP, Layer, layers_of, lora_tensors, split
+from .layers import ALPHA, DIFFERENCE, DOWN, MID, TEXT_ENCODERS, TITLES, UP, Layer, layers_of, lora_tensors, split
 from .low_rank import of_change, of_factors, share
 from .sparse import dare, ties
 
 CONCATENATE, SVD, TIES, DARE = METHODS = ("concatenate", "svd", "ties", "dare")
 USUAL_RANK = 32
 """The rank where none is asked for and no file has one (a LoKr may have none)."""
-TEXT = ("lora_te", "text_encoder", "lora_prior_te")
-"""What the names of the layers of text encoders begin with."""
 BIASES = {"diff_b", "b_norm"}
 UNDERSTOOD = {UP, DOWN, MID, ALPHA, *BIASES}
 """All that may lie beside a plain LoRA without changing what it means."""
-
-CALLED = {DORA: "DoRA", OFT: "OFT", LOHA: "LoHa", LOKR: "LoKr"}
 
 Watch = Callable[[int, int], None]
 Store = Callable[[str, Tensor], Tensor]
@@ -53,7 +50,7 @@ class Source:
 
     def weight(self, layer: str) -> float:
         """How strongly this layer counts."""
-        return self.text if layer.startswith(TEXT) else self.model
+        return self.text if layer.startswith(TEXT_ENCODERS) else self.model
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def _check(layer: Layer, source: Source) -> None:
     """ValueError for a layer whose change cannot be merged."""
     if layer.kind in (DORA, OFT):
         raise ValueError(
-            f"'{source.name}' is a LoRA of the kind {CALLED[layer.kind]}, whose change depends on the model it is put "
+            f"'{source.name}' is a LoRA of the kind {TITLES[layer.kind]}, whose change depends on the model it is put "
             "on, so it cannot be merged: put it on the model with LoRA Stack Apply and take it from there as a plain "
             "LoRA with Extract LoRA."
         )
@@ -199,7 +196,7 @@ def _stacked(name: str, pieces: Sequence[Piece], shape: Sequence[int]) -> dict[s
     for piece in pieces:
         if piece.layer.kind != LORA:
             raise ValueError(
-                f"'{piece.source.name}' is a {CALLED[piece.layer.kind]}, which has no matrices to put side by side: "
+                f"'{piece.source.name}' is a {TITLES[piece.layer.kind]}, which has no matrices to put side by side: "
                 "set method to svd."
             )
         ups.append(piece.layer.parts[UP].flatten(1).float())

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..training.warm_start import Factors
-from .layers import ALPHA, DORA, DOWN, LOHA, LOKR, LORA, MID, UP, Layer, layers_of, lora_tensors, split
+from ..training.config import DORA, LOHA, LOKR, LORA
+from ..training.factors import Factors
+from .layers import ALPHA, DOWN, MID, UP, Layer, layers_of, lora_tensors, split
 from .low_rank import of_layer, share
 
 Watch = Callable[[int, int], None]

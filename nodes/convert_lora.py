@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..lora_files.forms import COMFYUI, DIFFUSERS, FOLD, KEEP, KOHYA, converted, form_of
-from ..lora_files.layers import ALPHA, LORA, layers_of
-from ..training.embeddings import BUNDLED
+from ..lora_files.layers import ALPHA, layers_of
+from ..training.config import LORA
+from ..training.embeddings import layers_only
 from .host import folders
 from .lora_outputs import (
     PRECISIONS,
@@ -83,17 +84,12 @@ class LoraWorkbenchConvertLora(io.ComfyNode):
         path, written = write_lora(name, result, told(file.entries, alpha), dtype, cls.hidden.unique_id)
         before, after = len(layers_of(tensors)), len(layers_of(result))
         lines = [
-            f"'{file.path.name}' ({form_of(layer_keys(tensors)) or 'mixed forms'}) -> '{written}' ({form}), "
+            f"'{file.path.name}' ({form_of(layers_only(tensors)) or 'mixed forms'}) -> '{written}' ({form}), "
             f"{size_of(path)}",
             f"{before:,} layers" if before == after else f"{before:,} layers in the file, {after:,} in the new one",
             *remarks(result, form),
         ]
         return file_output(written, "\n".join(lines), cls.hidden.unique_id)
-
-
-def layer_keys(tensors: Iterable[str]) -> list[str]:
-    """The names of a file's tensors without those of embeddings, which every form calls alike."""
-    return [key for key in tensors if not key.startswith(BUNDLED)]
 
 
 def told(entries: Mapping[str, str], alpha: str) -> dict[str, str]:

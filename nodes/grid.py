@@ -207,5 +207,5 @@ class _Artist:
             return self._model, self._untrained
         lora = loras.read_lora(Path(column.checkpoint.path))
         model, clip = loras.apply(self._model, self._clip, lora, column.strength, column.strength)
-        changes_text = loras.patched_layers(None, clip) > loras.patched_layers(None, self._clip)
+        changes_text = loras.patched_layers(clip) > loras.patched_layers(self._clip)
         return model, cache(partial(encode_prompt, clip)) if changes_text else self._untrained

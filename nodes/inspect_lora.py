@@ -13,8 +13,8 @@ from ..lora_files.opening import open_lora
 from ..training.whole_file import write_atomically
 from .host import folders
 from .host.reproduction import workflow_of
-from .lora_rows import NONE, is_none
-from .lora_sources import lora_inputs, lora_problem, state_of
+from .lora_rows import NONE
+from .lora_sources import chosen_name, lora_inputs, lora_problem, state_of
 from .pictures import to_image
 from .sockets import CATEGORY
 
@@ -58,9 +58,7 @@ class LoraWorkbenchInspectLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, write_workflow, lora_name=None) -> io.NodeOutput:
-        name = lora_name if lora_name and lora_name.strip() else lora
-        if is_none(name):
-            raise ValueError("No LoRA is chosen: choose one from the list, or connect lora_name.")
+        name = chosen_name(lora, lora_name)
         found = inspection(open_lora(folders.lora_path(name)))
         report, chart = found.text(), to_image(picture(found))
         workflow = write_graph(name) if write_workflow else None

@@ -8,15 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..training.description import STRENGTH
-
 NONE = "none"
 OLD_ROWS = 4
 TAG = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
 AROUND = re.compile(r"(?<![ \t])[ \t]*(?:,[ \t]*)?(?:<lora:[^<>]*>[ \t]*(?:,[ \t]*)?)+", re.IGNORECASE)
 """Tags that follow one another, with the commas and spaces that joined them to the rest of the prompt."""
-STRONGEST, MOST_RECOMMENDED = 100.0, 2.0
-"""What a strength may be, as in Load LoRA, and what a file may recommend: anybody may have written it."""
+STRONGEST = 100.0
+"""What a strength may be, as in Load LoRA."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,6 @@ class LoraRow:
 def is_none(name: object) -> bool:
     """Whether a row or an entry of a stack names no LoRA; other packs write "None"."""
     return not name or (isinstance(name, str) and name.strip().lower() in ("", NONE))
-
-
-def recommended(entries: Mapping[str, str]) -> float | None:
-    """The strength that a file recommends for itself, if any; one that no LoRA can be meant for is none."""
-    try:
-        strength = float(entries[STRENGTH])
-    except (KeyError, ValueError):
-        return None
-    return strength if 0 < strength <= MOST_RECOMMENDED else None
 
 
 def is_strength(value: object) -> bool:

@@ -48,12 +48,17 @@ def lora_problem(lora: str | None) -> bool | str:
         return str(error)
 
 
-def chosen(lora: str, lora_name: str | None) -> LoraFile:
-    """The LoRA that a node was given by a wire, else the one that its widget names; ValueError without either."""
+def chosen_name(lora: str, lora_name: str | None) -> str:
+    """The name that a node was given by a wire, else that of its widget; ValueError without either."""
     name = lora_name if lora_name and lora_name.strip() else lora
     if is_none(name):
         raise ValueError("No LoRA is chosen: choose one from the list, or connect lora_name.")
-    return source(name)
+    return name
+
+
+def chosen(lora: str, lora_name: str | None) -> LoraFile:
+    """The LoRA file of the chosen name, as `source` reads it."""
+    return source(chosen_name(lora, lora_name))
 
 
 def state_of(names: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -106,14 +106,12 @@ class Measure:
         asked = self._asked(_Lora(path, lora_name, strength), (*self.held_out, *self.training))
         return replace(self._score(asked, self._fitting(known)), effect=effect)
 
-    def by_strength(
-        self, path: Path, lora_name: str, strengths: Iterable[float] = STRENGTHS
-    ) -> tuple[dict[float, Validation], Validation]:
+    def by_strength(self, path: Path, lora_name: str) -> tuple[dict[float, Validation], Validation]:
         """The losses at several strengths, and those of the base: on held-out pictures, on trained ones without any."""
         pictures = self.held_out or self.training
         found = {
             strength: self._losses(self._asked(_Lora(path, lora_name, strength), pictures), pictures)
-            for strength in strengths
+            for strength in STRENGTHS
         }
         return found, self._losses(self._asked(None, pictures), pictures)
 
@@ -253,11 +251,10 @@ class Measure:
 
     def _drawn(self, prompt: str) -> tuple[Example, ...]:
         """Pictures of the class as the model draws them by itself, at fixed seeds; kept as regularization pictures."""
-        family, size = self._bare.family, self._dataset.resolution // 8 * 8
-        settings = SamplerSettings(size, size, 0, family.cfg, family.sampler, family.scheduler)
+        settings = SamplerSettings.square(self._bare.family, self._dataset.resolution, seed=0)
         pictures = ClassPictures(self._model, self._clip, self._vae, prompt, "", settings)
         pictures.make(CLASS_PICTURES, self._progress)
-        return tuple(Example(path, prompt, size, size) for path in pictures.paths(CLASS_PICTURES))
+        return tuple(Example(path, prompt, settings.width, settings.height) for path in pictures.paths(CLASS_PICTURES))
 
     def _kept(self, key: list, make: Callable[[], object]) -> object:
         """What is kept under a key, made where nothing is."""
@@ -319,7 +316,7 @@ class _Asked:
             return {}
         clip = self._applied[1]
         said = loras.text_with(self._tensors, self._lora.name, self._captions)
-        if said is None and loras.patched_layers(None, clip) == loras.patched_layers(None, self._clip):
+        if said is None and loras.patched_layers(clip) == loras.patched_layers(self._clip):
             return {}
         encoder = GraphEncoder(self._model, clip, self._vae)
         told = zip(self._captions, said or self._captions, strict=True)

@@ -36,12 +36,9 @@ class Previews:
     """The preview pictures of a run, kept on disk under what decides them, so that none is made twice."""
 
     def __init__(self, job: Job) -> None:
-        family, size = job.denoiser.family, job.dataset.resolution
         self._job, self._request, self._run = job, job.request, job.run
         self._prompts = prompts_of(job.request)
-        self._settings = SamplerSettings(
-            size // 8 * 8, size // 8 * 8, job.request.seed, family.cfg, family.sampler, family.scheduler
-        )
+        self._settings = SamplerSettings.square(job.denoiser.family, job.dataset.resolution, job.request.seed)
         self._conditioning: list[list] | None = None
         self.seconds = 0.0
         """How long the last row took to make; 0 while none was."""

@@ -51,8 +51,7 @@ class Request:
     @property
     def settings(self) -> SamplerSettings:
         """How the grid is drawn."""
-        family, side = family_of(self.model), self.size // 8 * 8
-        return SamplerSettings(side, side, self.seed, family.cfg, family.sampler, family.scheduler)
+        return SamplerSettings.square(family_of(self.model), self.size, self.seed)
 
 
 @dataclass(frozen=True)

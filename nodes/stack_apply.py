@@ -9,7 +9,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..training.description import trigger_words
+from ..training.description import recommended, trigger_words
 from ..training.lora_family import mismatch, title
 from .host import folders, loras
 from .host.blocks import block_strengths, share
@@ -17,7 +17,7 @@ from .host.lora_chain import SHELF, Chain, ReadLora, version_of
 from .host.xray import Applied
 from .host.xray import xray as look_through
 from .lora_names import found
-from .lora_rows import NONE, OLD_ROWS, LoraRow, json_rows, prompt_rows, recommended, stack_rows, widget_rows
+from .lora_rows import NONE, OLD_ROWS, LoraRow, json_rows, prompt_rows, stack_rows, widget_rows
 from .sockets import CATEGORY, STACK
 
 FIRST_ROWS = 2

@@ -12,6 +12,7 @@
     targets     networks + patterns          -> which layers, with which rank
     kinds       a layer + rank               -> what is trained of it: LoRA, DoRA, LoHa, LoKr, OFT
     lora        all of these                 -> Adapters, kept outside the networks
+    factors     a change of a weight         -> the same as a product of two small matrices
     warm_start  a change of a weight         -> adapters that begin with it
     frozen      a layer of the base model    -> the same layer, leaving its weight alone
     memory      what is free                 -> the plan by which a step fits

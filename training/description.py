@@ -26,6 +26,8 @@ from .whole_file import payload_of, with_entries, write_atomically
 OURS = "lora_workbench."
 STRENGTH = f"{OURS}strength"
 """The strength that did best on pictures kept out of training."""
+MOST_RECOMMENDED = 2.0
+"""What a file may recommend: anybody may have written it."""
 VERSION = "0.1.0"
 COVERS, THUMBNAIL = "ssmd_cover_images", "modelspec.thumbnail"
 COVER_SIZE = 384
@@ -252,6 +254,15 @@ def trigger_words(entries: Mapping[str, str]) -> list[str]:
         return [max(counts, key=lambda item: item[1])[0].strip()] if counts else []
     except (ValueError, AttributeError, TypeError, RecursionError):
         return []
+
+
+def recommended(entries: Mapping[str, str]) -> float | None:
+    """The strength that a file recommends for itself, if any; one that no LoRA can be meant for is none."""
+    try:
+        strength = float(entries[STRENGTH])
+    except (KeyError, ValueError):
+        return None
+    return strength if 0 < strength <= MOST_RECOMMENDED else None
 
 
 def settings_of(entries: Mapping[str, str]) -> dict:

@@ -108,6 +108,11 @@ def unbundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def layers_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a LoRA file without those of embeddings, which are no layers."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
+
+
 def bundled_words(names: Iterable[str]) -> tuple[str, ...]:
     """The trigger words whose embeddings are among the tensors of a LoRA file, by the tensors' names."""
     found = (name.removeprefix(BUNDLED).rpartition(".")[0] for name in names if name.startswith(BUNDLED))

@@ -26,7 +26,6 @@ HIGH, MEDIUM, LOW = "high", "medium", "low"
 HARMFUL = 0.5
 """A file with a higher H has done damage, or is for another model."""
 SMALLEST_DIFFERENCE = 0.003
-ERROR_OF_ONE_PICTURE = 0.02
 SMALLEST_IMPROVEMENT, SMALLEST_IMPROVEMENT_OF_FEW, FEW = 0.012, 0.02, 4
 STANDARD_ERRORS = 2.5
 LARGE_IMPROVEMENT = 0.1
@@ -185,7 +184,7 @@ class _Curve:
 
     def error(self, place: int, other: int) -> float:
         """Of the mean difference between two files."""
-        return standard_error(self.values[place], self.values[other], ERROR_OF_ONE_PICTURE)
+        return standard_error(self.values[place], self.values[other])
 
     def is_as_good(self, place: int) -> bool:
         """Whether a file is as good as the best one within measuring error."""
@@ -216,7 +215,7 @@ class _Curve:
     def is_measurable(self) -> bool:
         """Whether the best improvement over the base is more than the differences between pictures explain."""
         least = SMALLEST_IMPROVEMENT_OF_FEW if self.pictures < FEW else SMALLEST_IMPROVEMENT
-        error = standard_error(self.values[self.best], [0.0] * self.pictures, ERROR_OF_ONE_PICTURE)
+        error = standard_error(self.values[self.best], [0.0] * self.pictures)
         return -self.means[self.best] >= max(least, STANDARD_ERRORS * error)
 
     @property
@@ -241,7 +240,7 @@ class _Curve:
         if any(step > self.checkpoint(self.best_trained).step for step in self.harmful):
             return True
         last = self.trained[-1]
-        error = standard_error(self.values[last], [0.0] * self.pictures, ERROR_OF_ONE_PICTURE)
+        error = standard_error(self.values[last], [0.0] * self.pictures)
         return self.means[last] > max(RUIN, RUIN_ERRORS * error)
 
     @property

@@ -20,6 +20,8 @@ from .timesteps import VALIDATION_PLACES
 
 LARGEST_DISAGREEMENT = 0.002
 """How far two measurements of the same question may lie apart, as a share: kernels and their precision differ."""
+ERROR_OF_ONE_PICTURE = 0.02
+"""Taken for the standard error where there is one picture only."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ def percent_of(mean: float) -> float:
     return 100 * (1 - math.exp(mean))
 
 
-def standard_error(some: list[float], others: list[float], of_one: float) -> float:
-    """Of the mean paired difference between two lists of D, over pictures; `of_one` where there is one picture only."""
+def standard_error(some: list[float], others: list[float]) -> float:
+    """Of the mean paired difference between two lists of D, over pictures."""
     if len(others) < 2:
-        return of_one
+        return ERROR_OF_ONE_PICTURE
     return statistics.stdev(a - b for a, b in zip(some, others, strict=True)) / math.sqrt(len(others))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from ...captioning.asking import LONGEST_CAPTION_TOKENS, LONGEST_SIDE, shrunk
+from ...captioning.asking import LONGEST_CAPTION_TOKENS, shrunk
 from ..pictures import to_image
 
 SUGGESTED = "Qwen3-VL, Qwen3.5 or Gemma 3 or 4"
@@ -25,7 +25,7 @@ def generator_of(clip) -> Callable[[Image.Image, str], str]:
         with torch.inference_mode():
             # Without sampling the same picture always gets the same caption.
             written = clip.generate(
-                _tokens(clip, instruction, shrunk(picture, LONGEST_SIDE)),
+                _tokens(clip, instruction, shrunk(picture)),
                 do_sample=False,
                 max_length=LONGEST_CAPTION_TOKENS,
             )

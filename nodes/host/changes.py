@@ -18,8 +18,9 @@ import torch
 from comfy.weight_adapter import LoKrAdapter, LoRAAdapter
 from torch import Tensor, nn
 
-from ...training.warm_start import Factors
+from ...training.factors import Factors
 from .patches import (
+    Patches,
     base_weight,
     change_of,
     depends_on_weight,
@@ -33,7 +34,6 @@ from .weight_norms import stored_weight
 
 MOST_PAIRS = 256
 """Of so many pairs of files the products are kept."""
-Patches = list[tuple[object, tuple[object, object] | None]]
 Products = dict[str, float]
 """A weight's key -> the inner product of two changes of it."""
 

@@ -113,13 +113,13 @@ def workflows_folder() -> Path:
     return output_folder() / "lora_workbench" / "workflows"
 
 
-def folder_state(folder: Path, depth: int = 2, most: int = MOST_WATCHED) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of the files in the folder and its sub-folders, so that edits are noticed.
+def folder_state(folder: Path, most: int = MOST_WATCHED) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the files in the folder and two levels below, so that edits are noticed.
 
     Hidden files are passed over. At most `most` are asked for their time; of a folder with more than that only
     additions and removals are sure to be noticed, by the time of the folder itself.
     """
-    state, places = [], [(str(folder), depth)]
+    state, places = [], [(str(folder), 2)]
     for place, below in places:
         try:
             with os.scandir(place) as found:

@@ -13,7 +13,7 @@ import comfy.lora_convert
 from torch import Tensor
 
 from ...lora_files.opening import SUFFIXES, LoraFile, check_lora, finite
-from ...training.embeddings import BUNDLED
+from ...training.embeddings import layers_only
 from ...training.lora_family import family_of
 from ...training.patterns import Overrides
 from . import blocks, loras
@@ -88,8 +88,7 @@ def _read(version: Version) -> ReadLora:
     tensors, entries = loras.read_file(path)
     finite(LoraFile(path, tensors, entries))
     # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
-    layers = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUNDLED)}
-    layers = comfy.lora_convert.convert_lora(layers)
+    layers = comfy.lora_convert.convert_lora(layers_only(tensors))
     # Of each layer's tensors one is enough to tell the family, and there are thousands.
     names = {name.rpartition(".lora_")[0] or name for name in layers if not name.endswith(".alpha")}
     families = tuple(filter(None, (family_of(entries), family_of(names))))

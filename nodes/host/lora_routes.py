@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -15,15 +14,13 @@ from aiohttp import web
 
 from ...lora_files.layers import layers_of
 from ...lora_files.opening import SUFFIXES, header_of
-from ...training.description import COVERS, trigger_words
+from ...training.description import COVERS, recommended, trigger_words
 from ...training.lora_family import family_of
 from ..lora_names import found, missing
-from ..lora_rows import recommended
 from . import folders
-from .requests import Refusal, answering
+from .requests import LONGEST_NAME, Refusal, answering, off_the_loop
 
 ADDRESS = "/lora_workbench/loras/about"
-LONGEST_NAME = 1000
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")
 
 
@@ -42,7 +39,7 @@ async def _about(request: web.Request) -> web.Response:
     name = request.query.get("name", "")
     if not 0 < len(name) <= LONGEST_NAME:
         raise Refusal(400, f"name must be the name of a LoRA file, of at most {LONGEST_NAME} characters.")
-    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, about, name))
+    return web.json_response(await off_the_loop(about, name))
 
 
 def about(name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import comfy.utils
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...training.embeddings import BUNDLED, bundled_words, embedding_names, worded
+from ...training.embeddings import bundled_words, embedding_names, layers_only, worded
 from .architecture import Z_IMAGE_WIDTH
 
 FAMILIES = {
@@ -74,8 +74,7 @@ def apply(
     # ComfyUI versions that hand the file's metadata on with the model take one argument more.
     told = {"lora_metadata": dict(metadata)} if metadata and TAKES_METADATA else {}
     # Embeddings beside the layers are for other programs: ComfyUI would only warn that it does not know them.
-    layers = {name: tensor for name, tensor in lora.items() if not name.startswith(BUNDLED)}
-    return comfy.sd.load_lora_for_models(model, clip, layers, strength_model, strength_clip, **told)
+    return comfy.sd.load_lora_for_models(model, clip, layers_only(lora), strength_model, strength_clip, **told)
 
 
 def text_with(lora: Mapping[str, Tensor], lora_name: str, prompts: Sequence[str]) -> list[str] | None:
@@ -90,10 +89,9 @@ def text_with(lora: Mapping[str, Tensor], lora_name: str, prompts: Sequence[str]
     return [worded(prompt, names) for prompt in prompts]
 
 
-def patched_layers(model, clip) -> int:
-    """How many patches lie on the weights of a MODEL and a CLIP; a LoRA that fits nothing adds none."""
-    patchers = [model, getattr(clip, "patcher", None)]
-    return sum(len(patches) for patcher in patchers if patcher is not None for patches in patcher.patches.values())
+def patched_layers(clip) -> int:
+    """How many patches lie on the weights of a CLIP; a LoRA that fits nothing adds none."""
+    return sum(map(len, clip.patcher.patches.values()))
 
 
 def model_family(model) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.lora
 import comfy.utils
 import torch
@@ -9,8 +11,15 @@ from comfy.weight_adapter import LoRAAdapter, OFTAdapter
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...training.warm_start import Factors
+from ...training.factors import Factors
 from .weights import CastWeights
+
+MODEL = "diffusion_model."
+"""What the keys of the MODEL's weights begin with; all others are the CLIP's."""
+NAMED = 3
+"""So many layers are called by name before the rest is counted."""
+Patches = list[tuple[object, tuple[object, object] | None]]
+"""What is patched onto a weight: each patch with its place in it (None: all)."""
 
 
 def key_map(model, clip) -> dict[str, object]:
@@ -21,7 +30,18 @@ def key_map(model, clip) -> dict[str, object]:
 
 def holder(key: str, model, clip):
     """The patcher of the model that has a weight."""
-    return model if clip is None or key.startswith("diffusion_model.") else clip.patcher
+    return model if clip is None or key.startswith(MODEL) else clip.patcher
+
+
+def called(key: str) -> str:
+    """A weight's key as people call its layer."""
+    return key.removeprefix(MODEL).removesuffix(".weight")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
 def base_weight(patcher, key: str) -> Tensor:
@@ -70,7 +90,7 @@ def scale_of(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def change_of(patcher, key: str, patches: list[tuple[object, object]], before: Tensor | None = None) -> Tensor:
+def change_of(patcher, key: str, patches: Patches, before: Tensor | None = None) -> Tensor:
     """What the loader changes about a weight by its patches, each with its place in it (None: all), at strength 1.
 
     `before` is the weight in float32, for patches that depend on it; without it, it is read as it is now.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -12,10 +10,10 @@ from aiohttp import web
 from .. import keeping
 from . import choice
 from .choice import Choice, NotPossible
-from .requests import Refusal, answering, json_body
+from .requests import LONGEST_ID, LONGEST_NAME, Refusal, answering, json_body, off_the_loop
 
 ADDRESS = "/lora_workbench/picker/{node_id}"
-LONGEST_ID, LONGEST_NAME, MOST_FILES = 100, 1000, 10_000
+MOST_FILES = 10_000
 
 _files = threading.Lock()
 """One change of files at a time, so that none is deleted while it is being kept."""
@@ -29,7 +27,7 @@ def register(routes: web.RouteTableDef) -> None:
     deletes files of exactly that size together, /again has the node run once more; 409 says why not. With the
     state's "id" that picking alone is meant: another workflow may have a Picker on a node of the same number.
     """
-    answers = answering("A Picker can be asked", (OSError, ValueError))
+    answers = answering("A Picker can be asked", [(OSError, 409), (ValueError, 409)])
     routes.get(ADDRESS)(answers(_state))
     for action, handler in {"choose": _choose, "keep": _keep, "delete": _delete, "again": _ask_again}.items():
         routes.post(f"{ADDRESS}/{action}")(answers(handler))
@@ -69,24 +67,20 @@ def _lora(body: dict) -> str:
     return lora
 
 
-async def _off_the_loop(work: Callable, *values: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, work, *values)
-
-
 async def _state(request: web.Request) -> web.Response:
-    return web.json_response(await _off_the_loop(choice.state_of, _node_id(request)))
+    return web.json_response(await off_the_loop(choice.state_of, _node_id(request)))
 
 
 async def _choose(request: web.Request) -> web.Response:
     chosen, body = await _asked(request)
     lora = _lora(body)
-    await _off_the_loop(chosen.choose, lora)
+    await off_the_loop(chosen.choose, lora)
     return web.json_response({"node_id": chosen.node_id, "chosen": lora})
 
 
 async def _keep(request: web.Request) -> web.Response:
     chosen, body = await _asked(request)
-    return web.json_response({"kept": await _off_the_loop(_kept, chosen, _lora(body))})
+    return web.json_response({"kept": await off_the_loop(_kept, chosen, _lora(body))})
 
 
 def _kept(chosen: Choice, lora: str) -> str:
@@ -110,7 +104,7 @@ async def _delete(request: web.Request) -> web.Response:
         raise Refusal(400, "'loras' names a file twice.")
     if type(total) is not int:
         raise Refusal(400, "'bytes' must be the size of all these files together, as a whole number.")
-    await _off_the_loop(_deleted, chosen, names, total)
+    await off_the_loop(_deleted, chosen, names, total)
     return web.json_response({"deleted": names, "bytes": total})
 
 

@@ -10,7 +10,7 @@ import comfy.lora_convert
 import torch
 from torch import Tensor
 
-from ...training.embeddings import BUNDLED
+from ...training.embeddings import layers_only
 from .model import LoadedModel
 from .patches import depends_on_weight, key_map
 from .proof import effect_of
@@ -44,13 +44,12 @@ class Probe(LoadedModel):
 
 def checked(probe: Probe, clip, lora: Mapping[str, Tensor]) -> tuple[str, float | None]:
     """Why a LoRA cannot be used on a MODEL, in a few words or "", and the Frobenius norm of all that it changes."""
-    layers = {name: tensor for name, tensor in lora.items() if not name.startswith(BUNDLED)}
     broken = [name for name, tensor in lora.items() if not _is_finite(tensor)]
     if broken:
         return f"it holds values that are not numbers, such as in '{broken[0]}'", None
     with torch.inference_mode():
         keys = key_map(probe.patcher, clip)
-        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(layers), keys, log_missing=False)
+        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(layers_only(lora)), keys, log_missing=False)
         if not patches:
             return "none of its layers fits this model", None
         if any(depends_on_weight(patch) for patch in patches.values()):

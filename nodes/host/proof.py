@@ -9,11 +9,11 @@ from pathlib import Path
 import comfy.lora
 import torch
 from comfy.weight_adapter import LoRAAdapter
-from torch import Tensor
 
+from ...training.factors import Factors
 from ...training.lora_file import LAYERS
 from .loras import read_lora
-from .patches import change_of, holder, key_map, magnitude_of, place_of
+from .patches import change_of, holder, key_map, magnitude_of, place_of, scale_of
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,10 @@ def effect_of(model, clip, patches: Mapping[object, object]) -> float:
 
 def _squared_norm(model, clip, target: object, patch: object) -> float:
     if isinstance(patch, LoRAAdapter) and magnitude_of(patch) is None and patch.weights[3] is None:
-        return _squared_norm_of_product(*patch.weights[:3])
+        up, down, alpha = patch.weights[:3]
+        factors = Factors(up.flatten(1), down.flatten(1))
+        return scale_of(alpha, len(down)) ** 2 * factors.squared_norm()
     key, place = place_of(target)
     change = change_of(holder(key, model, clip), key, [(patch, place)])
     # Added up on the CPU: Apple's and Intel's GPUs have no float64.
     return (change.flatten(1) if change.ndim > 1 else change).square().sum(-1).cpu().double().sum().item()
-
-
-def _squared_norm_of_product(up: Tensor, down: Tensor, alpha: float | None) -> float:
-    """|alpha / rank up down|^2 = (alpha / rank)^2 tr((up^T up)(down down^T)), without forming the product."""
-    up, down = up.flatten(1).double(), down.flatten(1).double()
-    scale = 1.0 if alpha is None else alpha / down.shape[0]
-    return scale**2 * ((up.t() @ up) * (down @ down.t())).sum().item()

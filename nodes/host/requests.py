@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from functools import wraps
 from json import JSONDecodeError, loads
 from typing import Any
@@ -11,6 +13,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 LARGEST_BODY = 256 * 1024
+LONGEST_ID, LONGEST_NAME = 100, 1000
+"""Characters of a node's id and of a LoRA's name."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -23,10 +27,11 @@ class Refusal(Exception):
         self.status = status
 
 
-def answering(what: str, conflicts: tuple[type[Exception], ...] = ()) -> Callable[[Handler], Handler]:
+def answering(what: str, statuses: Sequence[tuple[type[Exception], int]] = ()) -> Callable[[Handler], Handler]:
     """Makes a handler answer this server's own pages and programs only, and every error as a sentence in JSON.
 
-    `what` begins the sentence for other sites, as in "A training can be asked"; `conflicts` are answered with 409.
+    `what` begins the sentence for other sites, as in "A training can be asked"; `statuses` say with which status
+    errors of a kind are answered, the first that fits.
     """
 
     def guarded(handler: Handler) -> Handler:
@@ -37,8 +42,9 @@ def answering(what: str, conflicts: tuple[type[Exception], ...] = ()) -> Callabl
                 return await handler(request)
             except Refusal as refusal:
                 return web.json_response({"error": str(refusal)}, status=refusal.status)
-            except conflicts as reason:
-                return web.json_response({"error": str(reason)}, status=409)
+            except tuple(kind for kind, _ in statuses) as reason:
+                status = next(status for kind, status in statuses if isinstance(reason, kind))
+                return web.json_response({"error": str(reason)}, status=status)
 
         return answer
 
@@ -60,6 +66,11 @@ def _is_own(origin: str, host: str) -> bool:
         return bool(asked.hostname) and (asked.hostname, asked.port or usual) == (own.hostname, own.port or usual)
     except ValueError:
         return False
+
+
+async def off_the_loop(work: Callable, *values: Any, workers: Executor | None = None) -> Any:
+    """What some work gives, done in another thread, so that the server answers others meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(workers, work, *values)
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:

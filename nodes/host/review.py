@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from aiohttp import web
 
 from ...training.listing import KOHYA, SUB_FOLDERS
 from .folders import dataset_folder
-from .requests import Refusal, json_body, refuse_other_sites
+from .requests import Refusal, answering, json_body, off_the_loop
 from .review_session import CaptionChanged, NotInDataset, Session
 from .tokens import counter
 
@@ -27,6 +25,7 @@ SIDES = {"small": 320, "large": 1280}
 _sessions: OrderedDict[str, Session] = OrderedDict()
 # Two, so that decoding large pictures neither holds up ComfyUI's own pool nor fills the memory.
 _workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="caption-review")
+_off_the_loop = partial(off_the_loop, workers=_workers)
 
 
 def register(routes: web.RouteTableDef) -> None:
@@ -34,33 +33,15 @@ def register(routes: web.RouteTableDef) -> None:
 
     `POST /open` answers a token that stands for the folder; all others are `/{token}/…` and stay inside that folder.
     """
-    routes.post(f"{ADDRESS}/open")(_answering(_open))
-    routes.get(f"{ADDRESS}/{{token}}/pictures")(_answering(_pictures))
-    routes.get(f"{ADDRESS}/{{token}}/picture")(_answering(_picture))
-    routes.get(f"{ADDRESS}/{{token}}/caption")(_answering(_read))
-    routes.post(f"{ADDRESS}/{{token}}/caption")(_answering(_save))
-    routes.post(f"{ADDRESS}/{{token}}/tokens")(_answering(_tokens))
-    routes.post(f"{ADDRESS}/{{token}}/replace")(_answering(_replace))
-    routes.post(f"{ADDRESS}/{{token}}/undo")(_answering(_undo))
-
-
-def _answering(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
-    """The handler for requests of this server's own pages only, with every error as a sentence in JSON."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            refuse_other_sites(request, "Captions can be reviewed")
-            return await handler(request)
-        except Refusal as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-        except CaptionChanged as conflict:
-            return web.json_response({"error": str(conflict), "picture": conflict.picture}, status=409)
-        except NotInDataset as missing:
-            return web.json_response({"error": str(missing)}, status=404)
-        except (OSError, ValueError) as error:
-            return web.json_response({"error": str(error)}, status=400)
-
-    return answer
+    answers = answering("Captions can be reviewed", [(NotInDataset, 404), (OSError, 400), (ValueError, 400)])
+    routes.post(f"{ADDRESS}/open")(answers(_open))
+    routes.get(f"{ADDRESS}/{{token}}/pictures")(answers(_pictures))
+    routes.get(f"{ADDRESS}/{{token}}/picture")(answers(_picture))
+    routes.get(f"{ADDRESS}/{{token}}/caption")(answers(_read))
+    routes.post(f"{ADDRESS}/{{token}}/caption")(answers(_save))
+    routes.post(f"{ADDRESS}/{{token}}/tokens")(answers(_tokens))
+    routes.post(f"{ADDRESS}/{{token}}/replace")(answers(_replace))
+    routes.post(f"{ADDRESS}/{{token}}/undo")(answers(_undo))
 
 
 def _text(values: Any, name: str) -> str:
@@ -75,10 +56,6 @@ def _session(request: web.Request) -> Session:
     if session is None:
         raise Refusal(410, "This folder is not open for review: open it from the node again.")
     return session
-
-
-async def _off_the_loop(work: Callable, *values) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(_workers, work, *values)
 
 
 async def _open(request: web.Request) -> web.Response:
@@ -124,7 +101,10 @@ async def _read(request: web.Request) -> web.Response:
 async def _save(request: web.Request) -> web.Response:
     session, body = _session(request), await json_body(request)
     values = (_text(body, "name"), _text(body, "caption"), _text(body, "seen"), body.get("reviewed") is True)
-    return web.json_response(await _off_the_loop(session.save, *values))
+    try:
+        return web.json_response(await _off_the_loop(session.save, *values))
+    except CaptionChanged as conflict:
+        return web.json_response({"error": str(conflict), "picture": conflict.picture}, status=409)
 
 
 async def _tokens(request: web.Request) -> web.Response:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from aiohttp import web
 from server import PromptServer
 
 from . import controls, folders, live, lora_routes, picker_routes, reproduction, review
-from .requests import Refusal, answering
+from .requests import LONGEST_ID, LONGEST_NAME, Refusal, answering, off_the_loop
 
 FINISH = "/lora_workbench/finish"
 TRAINING = "/lora_workbench/training/{node_id}"
-LONGEST_ID, LONGEST_NAME = 100, 1000
 
 
 def register() -> None:
@@ -71,7 +69,7 @@ async def _state(request: web.Request) -> web.Response:
     if name is not None and len(name) > LONGEST_NAME:
         raise Refusal(400, f"name must be the name of a LoRA, of at most {LONGEST_NAME} characters.")
     # An earlier run is read from its folder, which may take a while.
-    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, live.state_of, node_id, name))
+    return web.json_response(await off_the_loop(live.state_of, node_id, name))
 
 
 async def _ask(request: web.Request) -> web.Response:
@@ -93,7 +91,7 @@ async def _workflow(request: web.Request) -> web.Response:
     lora, name = request.query.get("lora", ""), request.query.get("name")
     try:
         path = folders.lora_path(lora)
-        graph = await asyncio.get_running_loop().run_in_executor(None, reproduction.workflow_of, path, name)
+        graph = await off_the_loop(reproduction.workflow_of, path, name)
     except ValueError as reason:
         raise Refusal(404, str(reason)) from None
     return web.json_response(graph)

@@ -12,6 +12,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...training.families import Family
+
 PREVIEW_STEPS = 20
 
 
@@ -26,6 +28,12 @@ class SamplerSettings:
     sampler: str
     scheduler: str
     steps: int = PREVIEW_STEPS
+
+    @classmethod
+    def square(cls, family: Family, side: int, seed: int) -> SamplerSettings:
+        """Those that suit a family, for a picture of the largest size up to `side` that latents can have."""
+        side = side // 8 * 8
+        return cls(side, side, seed, family.cfg, family.sampler, family.scheduler)
 
 
 def encode_prompt(clip, prompt: str) -> list:

@@ -16,22 +16,31 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor
 
-from ...training.embeddings import BUNDLED, unbundled
+from ...training.embeddings import layers_only, unbundled
+from ...training.factors import Factors, factors_of
 from ...training.kinds.lokr import Division, settings_for
 from ...training.lora import Adapter, Adapters
-from ...training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
+from ...training.warm_start import start_low_rank, start_same_kind
 from .loras import read_lora
 from .new_tokens import NewTokens
-from .patches import change_of, factors_of_patch, holder, key_map, magnitude_of, place_of, scale_of
+from .patches import (
+    Patches,
+    called,
+    change_of,
+    factors_of_patch,
+    holder,
+    key_map,
+    listed,
+    magnitude_of,
+    place_of,
+    scale_of,
+)
 
-NAMED = 3
-"""So many layers are called by name before the rest is counted."""
 TENSOR = re.compile(
     r"(\.(lora_(up|down|mid|A|B)|lora\.(up|down)|lora_linear_layer\.(up|down)|hada_\w+|lokr_\w+)|_lora\.(up|down)"
     r"|\.(oft_blocks|rescale|alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|reshape_weight))(\.default)?(\.weight)?$"
 )
 """How the name of a layer's tensor ends in a file."""
-Patches = list[tuple[object, tuple[object, object] | None]]
 
 
 def warm_start(adapters: Adapters, model, clip, path: Path, tokens: NewTokens | None = None) -> str:
@@ -57,11 +66,11 @@ def warm_start(adapters: Adapters, model, clip, path: Path, tokens: NewTokens | 
             report.add(adapter, *norms)
         if tokens is not None:
             _begin_words(adapters, tokens)
-    unknown = {TENSOR.sub("", name) for name in lora if not name.startswith(BUNDLED)} - keys.keys()
-    left_out = [_short(weight) for weight in by_weight] + sorted(unknown)
+    unknown = {TENSOR.sub("", name) for name in layers_only(lora)} - keys.keys()
+    left_out = [called(weight) for weight in by_weight] + sorted(unknown)
     if not report.taken:
         raise ValueError(
-            f"'{file}' changes other layers than those that are trained ({_listed(left_out)}): choose other layers."
+            f"'{file}' changes other layers than those that are trained ({listed(left_out)}): choose other layers."
         )
     return report.line(left_out) + "".join(f" {sentence}" for sentence in words)
 
@@ -122,7 +131,7 @@ class _Report:
         effect = "with all of its effect" if share > 1 - 1e-6 else f"which keeps {100 * share:.4g} % of its effect"
         layers = "1 layer" if self.taken == 1 else f"{self.taken} layers"
         line = f"Started from '{self.file}': {layers}{ranks}, {effect}"
-        return f"{line}; not trained here and left out: {_listed(left_out)}." if left_out else f"{line}."
+        return f"{line}; not trained here and left out: {listed(left_out)}." if left_out else f"{line}."
 
 
 def _by_weight(patches: dict[object, object]) -> dict[str, Patches]:
@@ -208,12 +217,3 @@ def _entries(patch: object) -> tuple[dict[str, Tensor], float] | None:
         return (entries, scale_of(alpha, rank) if rank else 1.0) if t2 is None else None
     blocks, rescale, alpha, _ = patch.weights
     return ({"oft_blocks": blocks}, alpha or 0.0) if rescale is None else None
-
-
-def _short(weight: str) -> str:
-    return weight.removeprefix("diffusion_model.").removesuffix(".weight")
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:NAMED])
-    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...lora_files.layers import UNKNOWN, layers_of
-from ...training.description import trigger_words
+from ...lora_files.layers import TEXT_ENCODERS, UNKNOWN, layers_of
+from ...training.description import recommended, trigger_words
 from ...training.lora_family import family_of, title
 from ...training.patterns import Overrides, last_match
-from ..lora_rows import recommended
 from .changes import Changes, changes_by_weight, products
-from .patches import holder, key_map, place_of
+from .patches import MODEL, NAMED, called, holder, key_map, listed, place_of
 from .weight_norms import squared_norm
 from .xray_report import Overlap, Row, XRay
 
@@ -24,11 +23,7 @@ FIGHT = -0.1
 """Two LoRAs fight over a weight where the cosine of their changes is below this."""
 LARGE = 0.05
 """A change is large where it is this share of its weight's norm or more."""
-NAMED = 3
-"""So many layers are called by name."""
-MODEL = "diffusion_model."
 MOST_FILES = 64
-TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,7 @@ def _notes(own: Changes, effect: _Effect, unknown: Sequence[str], without_clip: 
     if waiting:
         yield f"{_layers(len(waiting))} of text encoders, for which no CLIP is connected"
     if others:
-        yield f"not applied: {_listed(others)}"
+        yield f"not applied: {listed(others)}"
     if own.misfits:
         yield f"{_layers(len(own.misfits))} of another size than this model's"
     if not math.isfinite(sum(effect.changed.values())):
@@ -241,20 +236,10 @@ def _overlap(
         b=applied[b].name,
         cosine=sum(together.values()) / whole,
         shared=len(together),
-        layers=[_short(key) for key in fights[:NAMED]],
+        layers=[called(key) for key in fights[:NAMED]],
         fights=len(fights),
-        both_large=[_short(key) for key in crowded[:NAMED]],
+        both_large=[called(key) for key in crowded[:NAMED]],
     )
-
-
-def _short(key: str) -> str:
-    """A weight's key as people call its layer."""
-    return key.removeprefix(MODEL).removesuffix(".weight")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMED])
-    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
 def _layers(count: int) -> str:

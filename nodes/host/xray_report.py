@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from ...lora_files.layers import TITLES
+
 MOST_STRENGTH, MOST_LORAS = 2.0, 4
 """What guides to the use of several LoRAs advise: strengths that add up to less than this, and 2 to 4 of them."""
 ALIKE, APART = 0.3, -0.05
 """Cosines from which on two LoRAs do much the same, or work against one another."""
-KINDS = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "difference": "full difference"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
     @property
     def kinds(self) -> str:
         """Its kinds of layers as they are written."""
-        return " and ".join(KINDS.get(kind, kind) for kind in self.kind.split(", ") if kind)
+        return " and ".join(TITLES.get(kind, kind) for kind in self.kind.split(", ") if kind)
 
     def _strengths(self) -> str:
         said = f"model {self.strength:g}" + ("" if self.strength_clip is None else f", clip {self.strength_clip:g}")

@@ -4,7 +4,8 @@ import comfy.lora
 import pytest
 import torch
 
-from lora_workbench.lora_files.layers import DIFFERENCE, DORA, LOHA, LOKR, LORA, OFT, UNKNOWN, layers_of
+from lora_workbench.lora_files.layers import DIFFERENCE, UNKNOWN, layers_of
+from lora_workbench.training.config import DORA, LOHA, LOKR, LORA, OFT
 
 pytestmark = pytest.mark.comfy
 LINEAR, CONVOLUTION = (12, 8), (12, 8, 3, 3)

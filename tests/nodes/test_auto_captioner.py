@@ -14,7 +14,7 @@ import torch
 from captioners import Telling
 from PIL import Image
 
-from lora_workbench.captioning import local_model
+from lora_workbench.captioning import asking, local_model
 from lora_workbench.captioning.captioner import Answer
 from lora_workbench.captioning.server import ServerCaptioner
 from lora_workbench.nodes import auto_captioner
@@ -175,7 +175,7 @@ def test_the_same_picture_gets_the_same_words_and_another_one_others(vision_lang
 def test_large_pictures_are_shrunk_before_they_are_read(vision_language, monkeypatch):
     seen, real = [], captions.to_image
     monkeypatch.setattr(captions, "LONGEST_CAPTION_TOKENS", 1)
-    monkeypatch.setattr(captions, "LONGEST_SIDE", 128)
+    monkeypatch.setattr(asking, "LONGEST_SIDE", 128)
     monkeypatch.setattr(captions, "to_image", lambda picture: seen.append(picture.size) or real(picture))
     answer(vision_language, "red", (512, 256))
     assert seen[-1] == (128, 64)

@@ -12,7 +12,7 @@ import queueing
 import torch
 
 from lora_workbench.nodes.host import changes, weight_norms, xray
-from lora_workbench.nodes.host.patches import holder, key_map, place_of
+from lora_workbench.nodes.host.patches import called, holder, key_map, place_of
 from lora_workbench.nodes.host.xray import Applied
 from lora_workbench.training.config import LoraConfig
 from lora_workbench.training.lora import Adapters
@@ -193,7 +193,7 @@ def test_layers_over_which_two_fight_are_named_worst_first():
         two[f"{layer}.lora_down.weight"] = one[f"{layer}.lora_down.weight"].clone()
     applied = put_on("sdxl", {"one": one, "two": two})
     keys = key_map(queueing.shared_models("sdxl")[0], None)
-    expected = [xray._short(keys[layer]) for layer in (layers[3], layers[7])]
+    expected = [called(keys[layer]) for layer in (layers[3], layers[7])]
     (overlap,) = look("sdxl", applied).overlaps
     assert list(overlap.layers[:2]) == expected
     assert f"they fight over {expected[0]}, {expected[1]}" in str(overlap)
@@ -209,7 +209,7 @@ def test_weights_that_both_change_much_are_named():
     two = {name: tensor.clone() for name, tensor in one.items()}
     (overlap,) = look("sdxl", put_on("sdxl", {"one": one, "two": two})).overlaps
     assert overlap.cosine == pytest.approx(1.0, abs=1e-5)
-    assert list(overlap.both_large) == [xray._short(key_map(queueing.shared_models("sdxl")[0], None)[layer])]
+    assert list(overlap.both_large) == [called(key_map(queueing.shared_models("sdxl")[0], None)[layer])]
     assert "they do much the same, so lower both" in str(overlap)
 
 

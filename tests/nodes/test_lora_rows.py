@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from lora_workbench.nodes.lora_rows import LoraRow, json_rows, prompt_rows, recommended, stack_rows, widget_rows
-from lora_workbench.training.description import STRENGTH
+from lora_workbench.nodes.lora_rows import LoraRow, json_rows, prompt_rows, stack_rows, widget_rows
 
 pytestmark = pytest.mark.comfy
 
@@ -115,12 +114,3 @@ def test_a_strength_that_another_node_made_and_no_lora_can_have_is_refused(stren
         stack_rows([("a.safetensors", 1.0, strength)])
     with pytest.raises(ValueError, match="^'a.safetensors' is asked for at strength "):
         widget_rows({"lora_1": "a.safetensors", "strength_model_1": strength})
-
-
-@pytest.mark.parametrize(
-    "said, strength",
-    [("0.85", 0.85), ("2", 2.0), *((odd, None) for odd in ("", "strong", "nan", "inf", "1e9", "1e300", "-3", "0"))],
-)
-def test_the_recommended_strength_is_a_number_in_the_file_or_none(said, strength):
-    assert recommended({STRENGTH: said}) == strength
-    assert recommended({}) is None

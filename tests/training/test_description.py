@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from lora_workbench.training.config import OPTIMIZERS, LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.description import (
     OURS,
+    STRENGTH,
     VERSION,
     add_cover,
     amend,
     description,
     read,
+    recommended,
     settings_of,
     tag_frequency,
 )
@@ -288,3 +290,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     path.write_bytes(b"\x10\0\0\0\0\0\0\0torn")
     with pytest.raises(ValueError, match="^The LoRA file 'half.safetensors' cannot be read"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "said, strength",
+    [("0.85", 0.85), ("2", 2.0), *((odd, None) for odd in ("", "strong", "nan", "inf", "1e9", "1e300", "-3", "0"))],
+)
+def test_the_recommended_strength_is_a_number_in_the_file_or_none(said, strength):
+    assert recommended({STRENGTH: said}) == strength
+    assert recommended({}) is None

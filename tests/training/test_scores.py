@@ -49,9 +49,9 @@ def test_levels_and_pictures_count_alike_however_large_their_losses_are():
 
 
 def test_the_standard_error_is_of_the_paired_difference():
-    assert standard_error([1.1, 2.1, 3.1], [1.0, 2.0, 3.0], 9.0) == pytest.approx(0.0, abs=1e-12)
-    assert standard_error([0.3, 0.1], [0.0, 0.0], 9.0) == pytest.approx(0.1)
-    assert standard_error([0.3], [0.0], 0.02) == 0.02
+    assert standard_error([1.1, 2.1, 3.1], [1.0, 2.0, 3.0]) == pytest.approx(0.0, abs=1e-12)
+    assert standard_error([0.3, 0.1], [0.0, 0.0]) == pytest.approx(0.1)
+    assert standard_error([0.3], [0.0]) == 0.02
 
 
 @pytest.mark.parametrize("values", [None, [], [[0.1, 0.4, 2.0]], [[0.1, 0.4], [0.2, 0.8]], scaled(1, math.nan)])

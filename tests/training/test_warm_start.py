@@ -6,9 +6,10 @@ from torch import nn
 from toys import part
 
 from lora_workbench.training.config import DORA, LOHA, LOKR, OFT, LoraConfig
+from lora_workbench.training.factors import Factors
 from lora_workbench.training.kinds.lora import change
 from lora_workbench.training.lora import Adapters
-from lora_workbench.training.warm_start import Factors, factors_of, start_low_rank, start_same_kind
+from lora_workbench.training.warm_start import start_low_rank, start_same_kind
 
 LAYERS = {"linear": lambda: nn.Linear(20, 30), "3 x 3": lambda: nn.Conv2d(20, 30, 3)}
 
@@ -66,33 +67,6 @@ def test_factors_of_more_columns_than_their_product_has_rank_lose_nothing():
     kept, whole = start_low_rank(adapter, twice)
     assert twice.up.shape[1] == 9 and kept == pytest.approx(whole, rel=1e-9)
     torch.testing.assert_close(change(adapter.tensors, adapter.scale), 3 * product(given), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("side", "start"), [(0, 5), (0, 0), (1, 8)])
-def test_a_part_is_put_in_its_place_in_the_whole(side, start):
-    small = Factors(drawn(10, 2), drawn(2, 6, seed=1)) if side == 0 else Factors(drawn(12, 2), drawn(2, 4, seed=1))
-    shape = (20, 6) if side == 0 else (12, 15)
-    expected = torch.zeros(shape)
-    expected.narrow(side, start, product(small).shape[side]).copy_(product(small))
-    torch.testing.assert_close(product(small.placed(shape, side, start)), expected)
-
-
-@pytest.mark.parametrize("shape", [(40, 30), (700, 600)], ids=["small", "large"])
-def test_a_dense_change_is_split_into_its_largest_factors(shape):
-    low = drawn(shape[0], 3) @ drawn(3, shape[1], seed=1)
-    found, whole = factors_of(low, 4)
-    torch.testing.assert_close(product(found), low, rtol=1e-3, atol=1e-3)
-    assert whole == pytest.approx(low.square().sum().item(), rel=1e-5)
-    noisy = low + 0.01 * drawn(*shape, seed=2)
-    found, whole = factors_of(noisy, 3)
-    sizes = torch.linalg.svdvals(noisy.double())
-    assert product(found).double().square().sum().item() == pytest.approx(sizes[:3].square().sum().item(), rel=1e-4)
-
-
-def test_splitting_draws_no_global_random_number():
-    before = torch.get_rng_state()
-    factors_of(drawn(700, 600), 2)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 # The same kind

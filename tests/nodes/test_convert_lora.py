@@ -244,12 +244,6 @@ def test_diffusers_reads_alpha_of_its_own_form_in_flux_files():
 # The node
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch, comfyui):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    return tmp_path
-
-
 def write(folder, name, tensors, **entries):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name, entries)

@@ -27,11 +27,6 @@ both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 
 
 @pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
-@pytest.fixture
 def another(kind, tmp_path, monkeypatch):
     """Makes a second Trainer on the same pictures, in a ComfyUI of its own."""
 

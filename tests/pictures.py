@@ -1,9 +1,11 @@
 """Picture files made on the spot, and an encoder that writes down what it was asked."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +18,18 @@ def draw(path: Path, size: tuple[int, int] = (64, 64), colour="red", caption: st
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
+
+
+def folder_of(folder: Path, count: int, caption: str | None = "a thing") -> Path:
+    """A folder with this many pictures, all with one caption."""
+    for number in range(count):
+        draw(folder / f"{number}.png", caption=caption)
+    return folder
+
+
+def pixels(data: bytes) -> numpy.ndarray:
+    """The colours (H, W, 3) in a picture file."""
+    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def png(size: tuple[int, int], bits: int, colours: int, pixels: bytes) -> bytes:

@@ -43,10 +43,10 @@ def png(size: tuple[int, int], bits: int, colours: int, pixels: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def deep_png(size: tuple[int, int] = (96, 64)) -> bytes:
-    """A PNG file with 16 bits for each of red, green and blue."""
-    row = b"\0" + struct.pack(">3H", 0xC080, 0x4040, 0x0101) * size[0]
-    return png(size, 16, 2, row * size[1])
+def deep_png() -> bytes:
+    """A PNG file of 96 x 64 with 16 bits for each of red, green and blue."""
+    row = b"\0" + struct.pack(">3H", 0xC080, 0x4040, 0x0101) * 96
+    return png((96, 64), 16, 2, row * 64)
 
 
 class ToyEncoder:

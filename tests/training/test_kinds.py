@@ -52,8 +52,8 @@ def adapted(layer, active=True, **config):
     return adapters, adapter, attachment
 
 
-def activate(adapters, seed=2):
-    random = torch.Generator().manual_seed(seed)
+def activate(adapters):
+    random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for adapter in adapters:
             for name, tensor in adapter.tensors.items():

@@ -19,8 +19,8 @@ def encoder_of(kind, clip=None):
     return GraphEncoder(patcher, clip or hosttoys.clip(kind), hosttoys.autoencoder(patcher))
 
 
-def pixels(width=128, height=96):
-    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0))
+def pixels():
+    return torch.rand(96, 128, 3, generator=torch.Generator().manual_seed(0))
 
 
 @both_families

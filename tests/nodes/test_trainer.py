@@ -36,8 +36,8 @@ def another(kind, tmp_path, monkeypatch):
     return make
 
 
-def preview(trainer, step, name="star"):
-    (path,) = (trainer.runs / name / "previews").glob(f"{step:06d}_*.png")
+def preview(trainer, step):
+    (path,) = (trainer.runs / "star" / "previews").glob(f"{step:06d}_*.png")
     return np.asarray(Image.open(path))
 
 

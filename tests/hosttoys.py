@@ -99,6 +99,13 @@ def caption(kind: str, number: int = 0, tokens: int | None = None) -> dict[str, 
     }
 
 
+def at_inference(clip, prompt: str) -> dict[str, Tensor]:
+    """What CLIPTextEncode gives."""
+    with torch.inference_mode():
+        ((cross_attn, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    return {"cross_attn": cross_attn[0], "pooled_output": extra["pooled_output"][0]}
+
+
 def latents(kind: str, count: int = 2, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
     channels = 16 if kind == "flux" else 4
     return torch.randn(count, channels, size[1] // 8, size[0] // 8, generator=torch.Generator().manual_seed(seed))

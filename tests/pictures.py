@@ -1,9 +1,11 @@
 """Picture files made on the spot, and an encoder that writes down what it was asked."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +20,18 @@ def draw(path: Path, size: tuple[int, int] = (64, 64), colour="red", caption: st
     return path
 
 
+def folder_of(folder: Path, count: int, caption: str | None = "a thing") -> Path:
+    """A folder with this many pictures, all with one caption."""
+    for number in range(count):
+        draw(folder / f"{number}.png", caption=caption)
+    return folder
+
+
+def pixels(data: bytes) -> numpy.ndarray:
+    """The colours (H, W, 3) in a picture file."""
+    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
 def png(size: tuple[int, int], bits: int, colours: int, pixels: bytes) -> bytes:
     """A PNG file with this header, whether or not the pixels, each row behind a filter byte, go with it."""
 
@@ -29,10 +43,10 @@ def png(size: tuple[int, int], bits: int, colours: int, pixels: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def deep_png(size: tuple[int, int] = (96, 64)) -> bytes:
-    """A PNG file with 16 bits for each of red, green and blue."""
-    row = b"\0" + struct.pack(">3H", 0xC080, 0x4040, 0x0101) * size[0]
-    return png(size, 16, 2, row * size[1])
+def deep_png() -> bytes:
+    """A PNG file of 96 x 64 with 16 bits for each of red, green and blue."""
+    row = b"\0" + struct.pack(">3H", 0xC080, 0x4040, 0x0101) * 96
+    return png((96, 64), 16, 2, row * 64)
 
 
 class ToyEncoder:

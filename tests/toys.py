@@ -85,6 +85,17 @@ class Network(nn.Module):
         return self.out(self.norm(x.transpose(1, 2).reshape(len(noisy), WIDTH, height, width)))
 
 
+def question() -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    """Two noisy pictures with noise levels, texts and a size, as a network is asked."""
+    random = torch.Generator().manual_seed(5)
+    return (
+        torch.randn(2, CHANNELS, 8, 8, generator=random),
+        torch.tensor([0.5, 3.0]),
+        torch.randn(2, 3, TEXT, generator=random),
+        (64, 64),
+    )
+
+
 def part(network: nn.Module, pattern: str = LAYERS.pattern) -> Part:
     """A network with one pattern for every preset."""
     return Part("lora_unet_", network, dict.fromkeys(LAYER_PRESETS, pattern))

@@ -1,6 +1,5 @@
 """The Picker's panel in ComfyUI's own page: on states made up for it, and on a queue that really waits."""
 
-import io
 import json
 import re
 from urllib.parse import parse_qs, urlparse
@@ -9,7 +8,7 @@ import numpy
 import pages
 import pytest
 from asking import picking_graph, random_files
-from PIL import Image
+from pictures import pixels
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser]
@@ -404,10 +403,6 @@ def finished(page, server, picker, wanted):
                 return run
         page.wait_for_timeout(100)
     raise TimeoutError("The graph did not go on.")
-
-
-def pixels(data):
-    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_the_picture_that_is_voted_for_blindly_belongs_to_the_lora_that_draws_the_next_one(

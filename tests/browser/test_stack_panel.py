@@ -1,6 +1,5 @@
 """The panel on LoRA Stack Apply in ComfyUI's own page: rows that grow, presets, and a queue that applies them."""
 
-import io
 import json
 
 import asking
@@ -8,6 +7,7 @@ import example
 import numpy
 import pages
 import pytest
+from pictures import pixels
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
@@ -439,10 +439,6 @@ def test_ten_rows_fit_a_narrow_node(shown):
     for width in (225, 260, 420):
         shown.page.evaluate(f"width => {STACK}.setSize([width, {STACK}.size[1]])", width)
         shown.page.wait_for_function(inside)
-
-
-def pixels(data):
-    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def finished(shown):

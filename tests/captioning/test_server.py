@@ -93,8 +93,8 @@ def captioner(stub, key_variable="", timeout=5.0, waits=None):
     )
 
 
-def ask(writer, colour="red", size=(40, 30), instruction="Describe it."):
-    return writer.caption([Image.new("RGB", size, colour)], instruction)[0]
+def ask(writer, size=(40, 30)):
+    return writer.caption([Image.new("RGB", size, "red")], "Describe it.")[0]
 
 
 # What is sent

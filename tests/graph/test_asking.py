@@ -1,6 +1,5 @@
 """The Picker that asks, in a real ComfyUI and through its API alone: the queue waits, and goes on with the answer."""
 
-import io
 import json
 import urllib.error
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy
 import pytest
 from asking import picking_graph, random_files
-from PIL import Image
+from pictures import pixels
 
 pytestmark = pytest.mark.comfy
 
@@ -60,10 +59,6 @@ def asking(server, request):
     graph = picking_graph(PROMPT, at_step=sum(map(ord, request.node.name)), folder=FOLDER)
     graph["name"] = {"class_type": "PreviewAny", "inputs": {"source": ["picker", 3]}}
     return Asked(server, graph, lambda state: None)
-
-
-def pixels(data: bytes) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_the_picture_that_was_chosen_is_the_lora_that_makes_the_next_picture_pixel_for_pixel(asking):

@@ -27,11 +27,7 @@ def test_nodes_and_links_have_ids_of_their_own(saved):
     assert saved["last_node_id"] >= max(ids) and saved["last_link_id"] >= max(links)
 
 
-def test_every_widget_has_its_value(saved, object_info):
-    workflow.to_api(saved, object_info)
-
-
-def test_values_are_among_those_offered(saved, object_info):
+def test_every_widget_has_its_value_among_those_offered(saved, object_info):
     for node in workflow.to_api(saved, object_info).values():
         for name, (kind, options) in workflow.inputs(object_info[node["class_type"]]):
             value = node["inputs"].get(name)

@@ -24,12 +24,12 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def kohya(layers=LAYERS, rank=4, alpha=2.0, dtype=torch.float16):
+def kohya(layers=LAYERS, rank=4, dtype=torch.float16):
     tensors = {}
     for seed, name in enumerate(layers):
         tensors[f"{name}.lora_down.weight"] = drawn(rank, 24, seed=seed).to(dtype)
         tensors[f"{name}.lora_up.weight"] = drawn(32, rank, seed=100 + seed).to(dtype)
-        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
     return tensors
 
 

@@ -13,9 +13,9 @@ from lora_workbench.lora_files.opening import open_lora
 from lora_workbench.training.figures import RED, WIDTH
 
 
-def pair(tensors, name, size=1.0, rank=2):
-    tensors[f"{name}.lora_down.weight"] = torch.eye(rank, 8)
-    tensors[f"{name}.lora_up.weight"] = size * torch.eye(8, rank)
+def pair(tensors, name, size=1.0):
+    tensors[f"{name}.lora_down.weight"] = torch.eye(2, 8)
+    tensors[f"{name}.lora_up.weight"] = size * torch.eye(8, 2)
 
 
 @pytest.fixture

@@ -155,14 +155,14 @@ def test_all_densities_of_1_are_the_plain_sum():
 # Other kinds
 
 
-def loha(seed=8):
-    made = random(seed)
+def loha():
+    made = random(8)
     parts = {"hada_w1_a": (OUT, 2), "hada_w1_b": (2, IN), "hada_w2_a": (OUT, 2), "hada_w2_b": (2, IN)}
     return {f"{UNET}.{part}": torch.randn(shape, generator=made) for part, shape in parts.items()}
 
 
-def lokr(seed=9):
-    made = random(seed)
+def lokr():
+    made = random(9)
     parts = {"lokr_w1": (4, 4), "lokr_w2": (OUT // 4, IN // 4)}
     return {f"{UNET}.{part}": torch.randn(shape, generator=made) for part, shape in parts.items()}
 

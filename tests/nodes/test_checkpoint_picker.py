@@ -16,11 +16,6 @@ both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 
 
 @pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
-@pytest.fixture
 def trained(trainer):
     """Four checkpoints, measured on two kept-out pictures."""
     return trainer.queue(save_every=1, dataset=trainer.dataset(hold_out=2))

@@ -45,13 +45,13 @@ def layers(network):
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
-def file_for(shapes, alpha=1.5, seed=0):
+def file_for(shapes):
     """A LoRA in kohya's names for layers with weights of these shapes."""
-    random, tensors = torch.Generator().manual_seed(seed), {}
+    random, tensors = torch.Generator().manual_seed(0), {}
     for name, (rows, columns, *kernel) in shapes.items():
         tensors[f"{name}.lora_down.weight"] = torch.randn(RANK, columns, *kernel, generator=random) * 0.1
         tensors[f"{name}.lora_up.weight"] = torch.randn(rows, RANK, *[1 for _ in kernel], generator=random) * 0.1
-        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+        tensors[f"{name}.alpha"] = torch.tensor(1.5)
     return tensors
 
 
@@ -242,12 +242,6 @@ def test_diffusers_reads_alpha_of_its_own_form_in_flux_files():
 
 
 # The node
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, comfyui):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    return tmp_path
 
 
 def write(folder, name, tensors, **entries):

@@ -159,9 +159,9 @@ def test_the_sizes_sdxl_is_told_are_the_time_ids_of_diffusers():
 # Files
 
 
-def full_size_tensors(family, network, rank=2):
+def full_size_tensors(family, network):
     """A LoRA file for every adapted layer of the real architecture, random throughout."""
-    config = LoraConfig(rank=rank, alpha=1.0)
+    config = LoraConfig(rank=2, alpha=1.0)
     adapters = Adapters.build([Part("lora_unet_", network, family.layers)], config, seed=0)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

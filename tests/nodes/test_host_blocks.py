@@ -1,7 +1,6 @@
 """Strengths of a LoRA by block, against a dense computation by hand."""
 
 import comfy.lora
-import folder_paths
 import pytest
 import queueing
 import stacktoys
@@ -15,12 +14,6 @@ from lora_workbench.training.patterns import last_match
 
 pytestmark = pytest.mark.comfy
 NAME = "one.safetensors"
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, comfyui):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    return tmp_path
 
 
 def row(blocks, strength=1.0):

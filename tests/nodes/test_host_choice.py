@@ -74,9 +74,9 @@ def entries(folder, *steps, **facts):
 class Asking(threading.Thread):
     """A Picker that asks, as the executor's thread runs it."""
 
-    def __init__(self, shown, default="star/star_4.safetensors", minutes=0.0) -> None:
+    def __init__(self, shown, minutes=0.0) -> None:
         super().__init__(daemon=True)
-        self.shown, self.inputs, self.result = shown, (default, minutes), None
+        self.shown, self.inputs, self.result = shown, ("star/star_4.safetensors", minutes), None
         self.start()
         self.until(lambda: shown.state()["status"] == "asking" or not self.is_alive())
 
@@ -86,8 +86,8 @@ class Asking(threading.Thread):
         except mm.InterruptProcessingException as error:
             self.result = error
 
-    def until(self, done, seconds=5) -> None:
-        end = time.monotonic() + seconds
+    def until(self, done) -> None:
+        end = time.monotonic() + 5
         while not done() and time.monotonic() < end:
             time.sleep(0.005)
 

@@ -19,22 +19,15 @@ def encoder_of(kind, clip=None):
     return GraphEncoder(patcher, clip or hosttoys.clip(kind), hosttoys.autoencoder(patcher))
 
 
-def at_inference(clip, text):
-    """What CLIPTextEncode gives."""
-    with torch.inference_mode():
-        ((cross_attn, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return {"cross_attn": cross_attn[0], "pooled_output": extra["pooled_output"][0]}
-
-
-def pixels(width=128, height=96):
-    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0))
+def pixels():
+    return torch.rand(96, 128, 3, generator=torch.Generator().manual_seed(0))
 
 
 @both_families
 @pytest.mark.parametrize("caption", ["a red circle on a blue background", "", "Zoë's 星, 100 %"])
 def test_a_caption_is_encoded_as_the_prompt_will_be(kind, caption):
     clip = hosttoys.clip(kind)
-    ours, theirs = encoder_of(kind, clip).text(caption), at_inference(clip, caption)
+    ours, theirs = encoder_of(kind, clip).text(caption), hosttoys.at_inference(clip, caption)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
 
@@ -44,8 +37,8 @@ def test_brackets_in_a_caption_are_letters_and_not_prompt_weights(kind):
     """Trap 16."""
     clip, caption = hosttoys.clip(kind), "a (red:1.5) circle, [old], (zork)"
     ours = encoder_of(kind, clip).text(caption)
-    escaped = at_inference(clip, caption.replace("(", r"\(").replace(")", r"\)"))
-    weighted = at_inference(clip, caption)
+    escaped = hosttoys.at_inference(clip, caption.replace("(", r"\(").replace(")", r"\)"))
+    weighted = hosttoys.at_inference(clip, caption)
     assert torch.equal(ours["cross_attn"], escaped["cross_attn"])
     assert not torch.equal(ours["cross_attn"], weighted["cross_attn"])
 
@@ -145,7 +138,7 @@ def test_a_clip_that_skips_layers_encodes_as_it_does_at_inference():
     skipping = hosttoys.clip("sdxl").clone()
     skipping.clip_layer(-1)
     ours = encoder_of("sdxl", skipping).text("a red circle")["cross_attn"]
-    assert torch.equal(ours, at_inference(skipping, "a red circle")["cross_attn"])
+    assert torch.equal(ours, hosttoys.at_inference(skipping, "a red circle")["cross_attn"])
     assert not torch.equal(ours, encoder_of("sdxl").text("a red circle")["cross_attn"])
 
 

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import comfy.model_management as mm
 import folder_paths
 import pytest
+import torch
 from PIL import Image
 
 from lora_workbench.nodes.host import controls, live, news
 from lora_workbench.nodes.host.controls import Controls
 from lora_workbench.nodes.host.live import LiveRun, state_of
-from lora_workbench.training.loop import Step
+from lora_workbench.training.loop import Snapshot, Step
+from lora_workbench.training.metrics import Point
 from lora_workbench.training.run import TrainingRun
 
 pytestmark = pytest.mark.comfy
@@ -49,8 +51,8 @@ def output(tmp_path, monkeypatch):
     return tmp_path / "output"
 
 
-def draw(output, step, key="abc"):
-    path = output / "lora_workbench" / "runs" / "star" / "previews" / f"{step:06d}_{key}.png"
+def draw(output, step):
+    path = output / "lora_workbench" / "runs" / "star" / "previews" / f"{step:06d}_abc.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path)
     return path
@@ -63,7 +65,7 @@ def run_of(output, losses):
     run.begin()
     for number, loss in enumerate(losses, start=1):
         run.log(step(number, loss), 0.2)
-    run._record["step"] = len(losses)
+    run.keep(Snapshot(len(losses), {"a": torch.ones(1)}, {}))
     run.note_validation(0, [[0.4, 0.6]])
     return run
 
@@ -86,12 +88,12 @@ def joined(events):
 # What is told
 
 
-def test_the_state_says_step_speed_time_left_rate_and_losses():
+def test_the_state_says_step_speed_time_left_rate_and_losses(output):
     run = LiveRun("7", "star")
     with run:
         run.phase("Encoding pictures", 3, 8)
         assert run.state()["status"] == "preparing" and (run.state()["done"], run.state()["of"]) == (3, 8)
-        run._tell(total=10)
+        run.opened(run_of(output, []), 10)
         for number in range(1, 5):
             run.step(step(number, 1 / number), 0.5)
         state = run.state()
@@ -124,15 +126,13 @@ def test_broken_numbers_never_reach_json(events):
     assert settled(events) and run.state()["loss"] == [(1, 0.5)] and run.state()["validation"] == []
 
 
-def test_a_hundred_thousand_steps_are_a_small_answer():
+def test_a_hundred_thousand_steps_are_a_small_answer(output, monkeypatch):
+    points = [Point(number, 0.1 + 1 / number, 0.3, 1e-4) for number in range(1, 100_001)]
+    monkeypatch.setattr(TrainingRun, "points", lambda _: points)
     run = LiveRun(None)
-    for number in range(1, 100_001, 1):
-        run._add("loss", number, 0.1 + 1 / number)
-        run._add("rate", number, 1e-4)
-    run._smoother.add(1, [0.5] * 1000, [0.3] * 1000)
-    run._smooth()
+    run.opened(run_of(output, []), None)
     state = run.state()
-    assert 200 <= len(state["loss"]) < 400 and len(state["rate"]) < 100 and len(state["smoothed"]) <= 60
+    assert 200 <= len(state["loss"]) < 400 and len(state["rate"]) < 100 and 0 < len(state["smoothed"]) <= 60
     assert len(json.dumps(state)) < 20_000
 
 
@@ -171,10 +171,10 @@ def test_a_preview_that_is_drawn_anew_has_another_address(output):
         (ValueError("The rank is 0: raise it."), "failed", "The rank is 0: raise it."),
     ],
 )
-def test_how_it_ended_is_said_and_stays(error, status, message):
+def test_how_it_ended_is_said_and_stays(output, error, status, message):
     try:
         with LiveRun("7", "star") as run:
-            run._tell(total=10)
+            run.opened(run_of(output, []), 10)
             run.step(step(3), 0.1)
             if error is not None:
                 raise error
@@ -185,9 +185,9 @@ def test_how_it_ended_is_said_and_stays(error, status, message):
     assert state["memory"] is None and state["possible"] == []
 
 
-def test_a_whole_training_ends_without_a_word():
+def test_a_whole_training_ends_without_a_word(output):
     with LiveRun("7", "star") as run:
-        run._tell(total=3)
+        run.opened(run_of(output, []), 3)
         run.step(step(3), 0.1)
     assert (run.state()["status"], run.state()["message"]) == ("finished", "")
 
@@ -285,7 +285,6 @@ def test_only_so_many_runs_are_kept():
 def test_after_a_restart_the_panel_is_rebuilt_from_the_run_folder(output):
     run = run_of(output, [1 / number for number in range(1, 41)])
     run.add_note("The rate was halved.")
-    run._write_record()
     for number in (0, 20, 40):
         draw(output, number)
     state = state_of("7", "star")

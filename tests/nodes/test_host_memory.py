@@ -24,8 +24,8 @@ NOISE_LEVELS = 64 * 1024
 """The tables of noise levels, which are no weights and never leave the device."""
 
 
-def needs(denoiser, adapters, batch=2):
-    return needs_of(denoiser, adapters.values.numel(), hosttoys.SIZE, batch, "adamw", averaged=False)
+def needs(denoiser, adapters):
+    return needs_of(denoiser, adapters.values.numel(), hosttoys.SIZE, 2, "adamw", averaged=False)
 
 
 def passing(denoiser, kind):

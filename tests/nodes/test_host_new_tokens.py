@@ -34,13 +34,6 @@ def with_words(model, clip, text, words=WORDS, count=2):
     return GraphEncoder(model, clip, hosttoys.autoencoder(model), tokens).text(text)
 
 
-def at_inference(clip, prompt):
-    """What CLIPTextEncode gives."""
-    with torch.inference_mode():
-        ((cross_attn, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-    return {"cross_attn": cross_attn[0], "pooled_output": extra["pooled_output"][0]}
-
-
 def assert_equal(ours, theirs):
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
@@ -68,7 +61,7 @@ def test_a_caption_is_read_as_the_prompt_with_the_embedding_file_will_be(
         save_file(rows[trigger], host_folder / "models" / "embeddings" / f"{name}.safetensors")
     ours = with_words(model, clip, caption, count=count)
     # In a prompt brackets are weights unless they are escaped, in a caption they are letters.
-    assert_equal(ours, at_inference(clip, worded(caption, names).replace("(", r"\(").replace(")", r"\)")))
+    assert_equal(ours, hosttoys.at_inference(clip, worded(caption, names).replace("(", r"\(").replace(")", r"\)")))
 
 
 @both_families
@@ -90,7 +83,7 @@ def test_a_lora_file_with_the_rows_in_it_works_as_an_embedding(kind, clips, mode
     folder.mkdir(exist_ok=True)
     save_file(bundled(rows), folder / "from_a_lora.safetensors")
     ours = with_words(model, clips[kind], "a zork", {"zork": ""})
-    assert_equal(ours, at_inference(clips[kind], "a embedding:from_a_lora"))
+    assert_equal(ours, hosttoys.at_inference(clips[kind], "a embedding:from_a_lora"))
 
 
 def test_t5_is_told_the_trigger_word_itself(clips, model):
@@ -123,7 +116,7 @@ def test_embeddings_that_a_caption_names_itself_are_still_found(clips, model, ho
     random = torch.randn(1, 64, generator=torch.Generator().manual_seed(5))
     save_file({"clip_l": random, "clip_g": -random}, folder / "own.safetensors")
     ours = with_words(model, clips["sdxl"], "embedding:own star")
-    assert_equal(ours, at_inference(clips["sdxl"], "embedding:own star"))
+    assert_equal(ours, hosttoys.at_inference(clips["sdxl"], "embedding:own star"))
     assert not torch.equal(ours["pooled_output"], plain(model, clips["sdxl"], "star")["pooled_output"])
 
 

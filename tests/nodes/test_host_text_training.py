@@ -109,13 +109,6 @@ class World(Text):
         return states
 
 
-def at_inference(clip, prompt):
-    """What CLIPTextEncode gives."""
-    with torch.inference_mode():
-        ((cross_attn, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-    return {"cross_attn": cross_attn[0], "pooled_output": extra["pooled_output"][0]}
-
-
 def literal(prompt):
     return prompt.replace("(", r"\(").replace(")", r"\)")
 
@@ -203,7 +196,7 @@ def test_the_file_gives_the_live_text_through_comfyuis_loader(kind, adapter, cap
     (live,) = text.live(batch)
     _, loaded = comfy.sd.load_lora_for_models(None, text.clip, text.file(), 1.0, 1.0)
     assert "not loaded" not in caplog.text.lower()
-    theirs = at_inference(loaded, "a star on a beach")
+    theirs = hosttoys.at_inference(loaded, "a star on a beach")
     for name in theirs:
         change = (theirs[name] - batch.text[0][name]).norm()
         assert change > 0 or (kind == "flux" and name == "cross_attn")
@@ -245,10 +238,10 @@ def test_training_teaches_the_network_the_text_and_the_words(kind, host_folder):
     assert path == host_folder / "models" / "embeddings" / "my_run" / "my_run_000002.safetensors"
     names = embedding_names(words.text.tokens.triggers, "my run/my run_000002.safetensors")
     for caption, ours, begun in zip(CAPTIONS, words.live(batch), batch.text, strict=True):
-        assert_equal(ours, at_inference(words.clip, literal(worded(caption, names))))
+        assert_equal(ours, hosttoys.at_inference(words.clip, literal(worded(caption, names))))
         assert not torch.equal(ours["pooled_output"], begun["pooled_output"])
     without = words.batch(("a star on a beach",))
-    assert_equal(words.live(without)[0], at_inference(words.clip, "a star on a beach"))
+    assert_equal(words.live(without)[0], hosttoys.at_inference(words.clip, "a star on a beach"))
 
 
 @both_families
@@ -290,7 +283,7 @@ def test_the_lora_loader_passes_over_the_bundled_words(kind, caplog):
     unread = [record.getMessage() for record in caplog.records if "not loaded" in record.getMessage().lower()]
     encoders = {"sdxl": ["clip_l", "clip_g"], "flux": ["clip_l", "t5xxl"]}[kind]
     assert sorted(unread) == sorted(f"lora key not loaded: bundle_emb.zork.{name}" for name in encoders)
-    assert_equal(text.live(text.batch(("a star",)))[0], at_inference(loaded, "a star"), tolerance=1e-3)
+    assert_equal(text.live(text.batch(("a star",)))[0], hosttoys.at_inference(loaded, "a star"), tolerance=1e-3)
 
 
 def test_the_rates_and_the_end_are_those_of_the_settings():
@@ -317,7 +310,7 @@ def test_a_clip_with_a_lora_on_is_trained_as_it_is_wired(kind):
     for mine, other in ((patched, plain), (plain, patched)):
         text = Text(kind, clip=mine)
         batch = text.batch()
-        at_inference(other, "a star")
+        hosttoys.at_inference(other, "a star")
         for ours, cached in zip(text.live(batch), batch.text, strict=True):
             assert_equal(ours, cached, tolerance=1e-6)
     assert not torch.equal(batch.text[0]["pooled_output"], Text(kind, clip=patched).batch().text[0]["pooled_output"])
@@ -381,7 +374,7 @@ def test_the_text_encoders_of_other_families_are_trained_alike(kind, encoders, c
         else:
             assert {key.partition("text_model")[0] for key in active.adapters.members} == encoders
             _, loaded = comfy.sd.load_lora_for_models(None, text.clip, active.file(), 1.0, 1.0)
-        theirs = at_inference(loaded, prompt)
+        theirs = hosttoys.at_inference(loaded, prompt)
         assert not torch.equal(theirs["pooled_output"], batch.text[0]["pooled_output"])
         for name in theirs:
             torch.testing.assert_close(live[name].detach(), theirs[name], rtol=1e-4, atol=1e-4)

@@ -310,11 +310,11 @@ def test_text_encoders_begin_too_where_they_are_trained(tmp_path):
 WORD = {"clip_l": 3 * drawn(2, 64), "clip_g": drawn(2, 64, seed=1)}
 
 
-def with_words(path, words, count, trigger="zork"):
+def with_words(path, words, count):
     """New words beside an adapter, begun as a file with these embeddings, and the line about it."""
     patcher, clip = hosttoys.model("sdxl"), hosttoys.clip("sdxl")
     save_file(trained(patcher) | bundled(words), path)
-    tokens = NewTokens(clip, {trigger: "red star"}, count, seed=0)
+    tokens = NewTokens(clip, {"zork": "red star"}, count, seed=0)
     adapters = Adapters.build([hosttoys.part(hosttoys.loaded(patcher))], LoraConfig(rank=3), 0, tokens.adapters(1.0))
     return clip, tokens, adapters, warm_start(adapters, patcher, clip, path, tokens)
 

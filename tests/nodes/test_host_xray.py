@@ -44,7 +44,7 @@ def file_of(model, kind="lora", seed=0, rank=3, text=False):
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def split_file(seed=0, rank=2):
+def split_file(seed=0):
     """A FLUX file with diffusers' names: parts of the weights that kohya's files change as a whole."""
     random = torch.Generator().manual_seed(seed)
     sizes = {"attn.to_q": (96, 96), "attn.to_v": (96, 96), "proj_mlp": (384, 96), "proj_out": (96, 480)}
@@ -52,8 +52,8 @@ def split_file(seed=0, rank=2):
     sizes |= {f"transformer.transformer_blocks.0.attn.{name}": (96, 96) for name in ("to_q", "to_k", "to_out.0")}
     tensors = {}
     for name, (rows, columns) in sizes.items():
-        tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(rank, columns, generator=random)
-        tensors[f"{name}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=random)
+        tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(2, columns, generator=random)
+        tensors[f"{name}.lora_B.weight"] = 0.1 * torch.randn(rows, 2, generator=random)
     return tensors
 
 

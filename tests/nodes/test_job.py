@@ -23,11 +23,6 @@ on_both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 on_sdxl = pytest.mark.parametrize("kind", ["sdxl"])
 
 
-@pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
 def refusal(trainer, **changes) -> str:
     """The sentence with which the Trainer refuses, after making sure that nothing was encoded or written."""
     with pytest.raises((ValueError, OSError)) as error:

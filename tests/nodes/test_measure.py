@@ -74,14 +74,14 @@ class World:
             tensors |= {f"{key}.{up_name}": up.contiguous(), f"{key}.{down_name}": down.contiguous()}
         return self.write(name, tensors)
 
-    def text_lora(self, name="text"):
+    def text_lora(self):
         """A file that changes the first text encoder alone."""
         keys = {n: key for n, key in key_map(self.model, self.clip).items() if n.startswith("lora_te1_text_model")}
         name_of, key = next((n, key) for n, key in keys.items() if n.endswith("0_mlp_fc1"))
         rows, columns = self.clip.cond_stage_model.state_dict()[key].shape
         random = torch.Generator().manual_seed(3)
         up, down = torch.randn(rows, 2, generator=random), torch.randn(2, columns, generator=random)
-        return self.write(name, {f"{name_of}.lora_up.weight": up, f"{name_of}.lora_down.weight": down})
+        return self.write("text", {f"{name_of}.lora_up.weight": up, f"{name_of}.lora_down.weight": down})
 
     def write(self, name, tensors):
         path = self.trainer.loras / f"{name}.safetensors"

@@ -1,6 +1,5 @@
 """The Merge LoRAs node: one file that does what all of them do, through ComfyUI's own loader."""
 
-import folder_paths
 import loratoys
 import pytest
 import queueing
@@ -16,12 +15,6 @@ pytestmark = pytest.mark.comfy
 every_kind = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 NAMES = ("a.safetensors", "people/b.safetensors", "c.safetensors")
 STRENGTHS = ((0.8, 0.3), (-0.6, 1.2), (0.5, 0.5))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, comfyui):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    return tmp_path
 
 
 def write(folder, kind, dtype=torch.float32):

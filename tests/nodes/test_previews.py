@@ -17,11 +17,6 @@ pytestmark = pytest.mark.comfy
 both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 
 
-@pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
 def request(prompts: str, caption: str = "zork, a star", trigger: str = "zork"):
     pictures = (
         Example(Path("room.png"), "a room", 64, 64, role=REGULARIZATION),

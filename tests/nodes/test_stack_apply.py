@@ -3,7 +3,6 @@
 import copy
 import json
 
-import folder_paths
 import pytest
 import queueing
 import torch
@@ -28,20 +27,6 @@ FILES = {
 NAMES = tuple(FILES)
 STRENGTHS = ((1.0, 1.0), (0.7, 0.35), (-0.4, 1.3), (1.15, 0.0), (0.5, 0.8), (0.0, 0.6))
 TEXT_ENCODERS = ("lora_te1_", "lora_te2_")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, comfyui):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    return tmp_path
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """The LoRA files that were read, by name."""
-    read, real = [], loras.read_file
-    monkeypatch.setattr(loras, "read_file", lambda path: read.append(path.name) or real(path))
-    return read
 
 
 @pytest.fixture

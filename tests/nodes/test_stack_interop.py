@@ -9,7 +9,6 @@ import queueing
 from safetensors.torch import load_file, save_file
 from stacktoys import apply, chained, execute, weights, write
 
-from lora_workbench.nodes.host import loras
 from lora_workbench.nodes.stack_apply import ERROR, SKIP, LoraWorkbenchStackApply
 from lora_workbench.training.description import STRENGTH
 
@@ -26,14 +25,6 @@ def folder(tmp_path, monkeypatch, comfyui):
         said = {"modelspec.trigger_phrase": f"word{seed}", STRENGTH: RECOMMENDED.get(name, "")}
         write(tmp_path, name, "sdxl", seed, metadata=said, every=25)
     return tmp_path
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """The LoRA files that were read, by name."""
-    read, real = [], loras.read_file
-    monkeypatch.setattr(loras, "read_file", lambda path: read.append(path.name) or real(path))
-    return read
 
 
 def sdxl():

@@ -26,11 +26,6 @@ both_families = pytest.mark.parametrize("kind", ["sdxl", "flux"])
 
 
 @pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
-@pytest.fixture
 def another(kind, tmp_path, monkeypatch):
     """Makes a second Trainer on the same pictures, in a ComfyUI of its own."""
 
@@ -40,8 +35,8 @@ def another(kind, tmp_path, monkeypatch):
     return make
 
 
-def preview(trainer, step, name="star"):
-    (path,) = (trainer.runs / name / "previews").glob(f"{step:06d}_*.png")
+def preview(trainer, step):
+    (path,) = (trainer.runs / "star" / "previews").glob(f"{step:06d}_*.png")
     return np.asarray(Image.open(path))
 
 

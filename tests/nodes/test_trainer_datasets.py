@@ -27,11 +27,6 @@ EVERYTHING = {
 KEPT_OUTSIDE = ExpertSettings(mask_floor=0.0, mask_preservation=1.0)
 
 
-@pytest.fixture
-def trainer(kind, tmp_path, monkeypatch, comfyui) -> queueing.Trainer:
-    return queueing.trainer(kind, tmp_path, monkeypatch, models=queueing.shared_models(kind))
-
-
 def with_masks(trainer) -> None:
     """Gives every picture a mask of its left half."""
     for path in list(trainer.folder.glob("*.png")):

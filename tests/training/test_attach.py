@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from toys import Block, BlockInPlace, Network, ResidentWeights, part
+from toys import Block, BlockInPlace, Network, ResidentWeights, part, question
 
 from lora_workbench.training.attach import Attachment
 from lora_workbench.training.config import LoraConfig
@@ -29,16 +29,6 @@ def attachment_of(network, adapters, *, checkpointing=False):
     blocks = ("Block", "BlockInPlace") if checkpointing else ()
     in_place = isinstance(network.blocks[0], BlockInPlace)
     return Attachment(network, adapters, ResidentWeights(), blocks=blocks, adds_in_place=in_place)
-
-
-def question():
-    random = torch.Generator().manual_seed(5)
-    return (
-        torch.randn(2, 4, 8, 8, generator=random),
-        torch.tensor([0.5, 3.0]),
-        torch.randn(2, 3, 8, generator=random),
-        (64, 64),
-    )
 
 
 def fused(network, adapters):

@@ -236,10 +236,16 @@ def test_memory_stays_flat_and_files_used_last_are_not_read_again(monkeypatch):
     monkeypatch.setattr(batches_module, "read", count)
     monkeypatch.setattr(batches_module, "KEPT_BYTES", 8 * 1024)
     batches = Batches(imagined(20), 2, seed=0)
+    recent, outcomes = [], set()
     for number in range(100):
-        batches[number]
-        assert sum(map(batches_module._size, batches._read._files.values())) == batches._read._size <= 8 * 1024
-    assert read[Path("t")] == 1 and len(read) == 21
+        before = read.copy()
+        for name in batches[number].names:
+            path = Path(name).with_suffix("")
+            kept = name in recent[-7:]  # the eighth that fits is the text
+            assert read[path] == before[path] + (not kept)
+            recent = [other for other in recent if other != name] + [name]
+            outcomes.add(kept)
+    assert outcomes == {True, False} and read[Path("t")] == 1 and len(read) == 21
 
 
 def test_a_damaged_cache_file_is_named(tmp_path):

@@ -48,10 +48,10 @@ def test_a_caption_that_may_not_be_read_becomes_a_note(tmp_path, monkeypatch):
     assert any(note.startswith("1.png: the caption file cannot be read (Permission") for note in scan(tmp_path).notes)
 
 
-def one(folder, picture="1.png"):
+def one(folder):
     """The captions of a picture in the folder, as `scan` finds them."""
-    draw(folder / picture)
-    (example,) = (e for e in scan(folder, resolution=64).examples if e.path.name == picture)
+    draw(folder / "1.png")
+    (example,) = (e for e in scan(folder, resolution=64).examples if e.path.name == "1.png")
     return [example.caption, *example.variants]
 
 

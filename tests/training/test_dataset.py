@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pictures import draw
+from pictures import draw, folder_of
 
 from lora_workbench.training.augmentation import Augmentation
 from lora_workbench.training.dataset import (
@@ -15,12 +15,6 @@ from lora_workbench.training.dataset import (
 )
 from lora_workbench.training.folder import scan
 from lora_workbench.training.wording import Wording
-
-
-def folder_of(folder, count, caption="a thing", size=(64, 64)):
-    for number in range(count):
-        draw(folder / f"{number}.png", size, caption=caption)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from lora_workbench.training.validation import validation_loss
 RATE = 0.01
 
 
-def run(config, resume=None, batches=None, until=None):
+def run(config, resume=None, batches=None):
     """A snapshot after every step."""
     denoiser = Denoiser()
     steps = train(denoiser, batches or Batches(), denoiser.adapters, config, resume)
-    return [step.snapshot() for step in steps if until is None or step.number <= until]
+    return [step.snapshot() for step in steps]
 
 
 def test_the_warm_up_is_one_trainers_formula():

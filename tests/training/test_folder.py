@@ -3,19 +3,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from pictures import deep_png, draw, png
+from pictures import deep_png, draw, folder_of, png
 from PIL import ExifTags, Image, ImageCms
 
 from lora_workbench.training.dataset import REGULARIZATION, VALIDATION
 from lora_workbench.training.folder import scan
 from lora_workbench.training.images import open_image
 from lora_workbench.training.listing import ALL, CONCEPTS
-
-
-def folder_of(folder, count, caption="a thing", size=(64, 64)):
-    for number in range(count):
-        draw(folder / f"{number}.png", size, caption=caption)
-    return folder
 
 
 def names(examples):

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Block, BlockInPlace, Network, ResidentWeights, equal, part
@@ -51,8 +52,8 @@ def adapted(layer, active=True, **config):
     return adapters, adapter, attachment
 
 
-def activate(adapters, seed=2):
-    random = torch.Generator().manual_seed(seed)
+def activate(adapters):
+    random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for adapter in adapters:
             for name, tensor in adapter.tensors.items():
@@ -425,16 +426,6 @@ def test_alpha_of_oft_limits_how_far_is_turned():
 # In a network
 
 
-def network_question():
-    random = torch.Generator().manual_seed(5)
-    return (
-        torch.randn(2, 4, 8, 8, generator=random),
-        torch.tensor([0.5, 3.0]),
-        torch.randn(2, 3, 8, generator=random),
-        (64, 64),
-    )
-
-
 def step(kind, block, checkpointing, dropout=0.0, dropping=None):
     """The loss and gradients of one question to a network whose every block is adapted, and the network."""
     network = Network(block)
@@ -446,10 +437,10 @@ def step(kind, block, checkpointing, dropout=0.0, dropping=None):
     activate(adapters)
     with attachment.attached():
         if dropping is None:
-            loss = network(*network_question()).square().sum()
+            loss = network(*toys.question()).square().sum()
         else:
             with adapters.dropping(*dropping):
-                loss = network(*network_question()).square().sum()
+                loss = network(*toys.question()).square().sum()
         loss.backward()
     return loss.item(), adapters, network
 
@@ -468,7 +459,7 @@ def test_afterwards_the_network_is_bit_for_bit_what_it_was(kind, checkpointing):
     _, _, network = step(kind, BlockInPlace, checkpointing)
     fresh = Network(BlockInPlace)
     assert equal(network.state_dict(), fresh.state_dict())
-    assert torch.equal(network(*network_question()), fresh(*network_question()))
+    assert torch.equal(network(*toys.question()), fresh(*toys.question()))
     assert not [name for name, module in network.named_modules() if "forward" in module.__dict__]
     assert not any(tensor.requires_grad for tensor in network.parameters())
 
@@ -481,7 +472,7 @@ def test_the_network_may_hold_inference_tensors(kind):
     attachment = Attachment(network, adapters, ResidentWeights(), adds_in_place=True)
     activate(adapters)
     with attachment.attached():
-        network(*network_question()).square().sum().backward()
+        network(*toys.question()).square().sum().backward()
     assert adapters.values.grad.isfinite().all() and adapters.values.grad.any()
 
 

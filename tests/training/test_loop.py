@@ -257,10 +257,10 @@ def test_a_snapshot_that_was_resumed_from_is_not_written_into():
 # Gradient accumulation (trap 7)
 
 
-def adamw_step(denoiser, loss, rate=RATE):
+def adamw_step(denoiser, loss):
     """What one optimizer step on this loss makes of the adapters, by PyTorch's own optimizer."""
     parameters = denoiser.adapters.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

@@ -19,9 +19,9 @@ def batch_of(count=SIZE, **fields):
     return replace(Batches(count)[0], **fields)
 
 
-def losses(config=None, batch=None, denoiser=None, *, number=3, seed=1, parts=1):
-    denoiser, objective = denoiser or Denoiser(), Objective(config or ObjectiveConfig(), seed)
-    question = objective.question(denoiser, batch or batch_of(), number)
+def losses(config=None, batch=None, denoiser=None, *, parts=1):
+    denoiser, objective = denoiser or Denoiser(), Objective(config or ObjectiveConfig(), seed=1)
+    question = objective.question(denoiser, batch or batch_of(), 3)
     with denoiser.adapted():
         return torch.cat([sum(objective.terms(denoiser, part)) for part in question.parts(parts)]).detach()
 

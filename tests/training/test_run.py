@@ -453,9 +453,9 @@ def test_a_line_that_a_crash_left_half_written_costs_that_line_and_not_the_run(f
 CONFIG = TrainConfig(steps=12, learning_rate=0.01)
 
 
-def stages(run, denoiser, config=CONFIG, batches=None, save_every=5):
+def stages(run, denoiser, config=CONFIG, batches=None):
     steps = train(denoiser, batches or Batches(), denoiser.adapters, config, run.resume())
-    return recorded(steps, run, write_lora, save_every=save_every, last_step=config.steps)
+    return recorded(steps, run, write_lora, save_every=5, last_step=config.steps)
 
 
 def unbroken(steps):
@@ -713,8 +713,8 @@ def test_going_on_removes_what_a_kill_left_half_written(folders):
 # Averages, asked checkpoints, going back
 
 
-def with_average(step, fill=0.5):
-    return Snapshot(step, {"a.down": torch.full((2, 3), fill)}, {}, {"a.down": torch.full((2, 3), fill / 2)})
+def with_average(step):
+    return Snapshot(step, {"a.down": torch.full((2, 3), 0.5)}, {}, {"a.down": torch.full((2, 3), 0.25)})
 
 
 def test_each_checkpoint_of_a_run_with_an_average_has_a_file_for_it(folders):

@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from lora_workbench.training import curve
 from lora_workbench.training.loop import Snapshot, Step
 from lora_workbench.training.metrics import Point
 from lora_workbench.training.run import TrainingRun
-from lora_workbench.training.run_report import FILE, MOST_COLUMNS, Findings, _spread, page, write
+from lora_workbench.training.run_report import FILE, MOST_COLUMNS, Findings, page, write
 from lora_workbench.training.whole_file import write_atomically
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
@@ -120,10 +119,16 @@ def test_pictures_are_small_enough_to_send(run, findings):
     assert len(page(run, findings)) < 400_000
 
 
-def test_the_picked_step_is_always_among_the_previews():
-    pictures = [(step, Path()) for step in range(0, 2100, 100)]
-    for picked in range(0, 2100, 100):
-        steps = [step for step, _ in _spread(pictures, picked)]
+def test_the_picked_step_is_always_among_the_previews(tmp_path):
+    path = tmp_path / "small.png"
+    Image.new("RGB", (8, 8)).save(path)
+    previews = [("zork", [(step, path) for step in range(0, 2100, 100)])]
+    for picked in range(100, 2100, 100):
+        run = TrainingRun.open(tmp_path / "runs", tmp_path / "loras", "plain", {"model": picked})
+        run.save(Snapshot(picked, {"a": torch.ones(2)}, {}), write_lora, None)
+        text = page(run, Findings(run.result(picked, ""), "SDXL", "", {}, "proved", previews))
+        words = [entry["alt"] for tag, entry in Tags(text).tags if tag == "img"]
+        steps = [int(word.removeprefix("zork, step ")) for word in words if word.startswith("zork, step ")]
         assert len(steps) == MOST_COLUMNS and {0, picked, 2000} <= set(steps) and steps == sorted(steps)
 
 

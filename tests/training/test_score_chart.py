@@ -43,8 +43,8 @@ def read(held_out: int = 0, **more: list[float]) -> list[str]:
     return reading(*run({**LEARNED, **more}, held_out))
 
 
-def count(picture: Image.Image, colour: str, below: int = 70) -> int:
-    return int((numpy.asarray(picture)[below:] == ImageColor.getrgb(colour)).all(-1).sum())
+def count(picture: Image.Image, colour: str) -> int:
+    return int((numpy.asarray(picture)[70:] == ImageColor.getrgb(colour)).all(-1).sum())
 
 
 RISING = [one(100 * n, [-0.04 * n, -0.05 * n], [-0.08 * n] * 2) for n in (1, 2, 3)]

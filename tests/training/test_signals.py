@@ -18,17 +18,17 @@ def rows(*vectors: list[float]) -> Tensor:
     return torch.nn.functional.normalize(torch.tensor(vectors, dtype=torch.float32), dim=1)
 
 
-def around(centre: int, spread: float, count: int = 8, seed: int = 0, width: int = 32) -> Tensor:
+def around(centre: int, spread: float, count: int = 8, seed: int = 0) -> Tensor:
     """Embeddings about an axis."""
-    drawn = spread * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    drawn = spread * torch.randn(count, 32, generator=torch.Generator().manual_seed(seed))
     drawn[:, centre] += 1
     return torch.nn.functional.normalize(drawn, dim=1)
 
 
-def drawing(seed: int, size: int = 64) -> Image.Image:
+def drawing(seed: int) -> Image.Image:
     """A picture of random rectangles."""
     random = torch.Generator().manual_seed(seed)
-    picture = Image.new("RGB", (size, size), "white")
+    picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     for left, top, width, height, grey in torch.randint(0, 48, (12, 5), generator=random).tolist():
         pen.rectangle((left, top, left + width, top + height), fill=(4 * grey, 5 * grey, 3 * grey))

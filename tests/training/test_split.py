@@ -12,8 +12,8 @@ from lora_workbench.training.split import hold_out_count, split, split_again
 SHAPES = {"square": (512, 512), "wide": (768, 512), "tall": (512, 768)}
 
 
-def examples(count, shape="square", start=0):
-    return [Example(Path(f"/set/{shape}_{number}.png"), "x", *SHAPES[shape]) for number in range(start, start + count)]
+def examples(count, shape="square"):
+    return [Example(Path(f"/set/{shape}_{number}.png"), "x", *SHAPES[shape]) for number in range(count)]
 
 
 def names(chosen):

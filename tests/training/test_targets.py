@@ -125,10 +125,10 @@ def test_a_preset_that_a_network_lacks_is_one_sentence():
 # Several networks
 
 
-def two_parts(rate=0.5, until=0.25):
+def two_parts():
     first, second = Network(seed=0), Network(seed=1)
     layers = part(second).layers
-    return [part(first), Part("lora_te1_", second, layers, rate=rate, until=until)]
+    return [part(first), Part("lora_te1_", second, layers, rate=0.5, until=0.25)]
 
 
 def test_adapters_of_several_networks_are_told_apart_by_their_prefix():

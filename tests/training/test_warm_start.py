@@ -18,15 +18,15 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def adapter_of(layer="linear", seed=0, **config):
+def adapter_of(layer="linear", **config):
     network = nn.ModuleDict({"layer": LAYERS[layer]()})
     config = LoraConfig(**{"rank": 4, "alpha": 2.0, "include": "layer", **config})
-    (adapter,) = Adapters.build([part(network, "^$")], config, seed)
+    (adapter,) = Adapters.build([part(network, "^$")], config, seed=0)
     return adapter
 
 
-def factors(rank, width=20, seed=0):
-    return Factors(drawn(30, rank, seed=seed), drawn(rank, width, seed=seed + 1))
+def factors(rank, width=20):
+    return Factors(drawn(30, rank), drawn(rank, width, seed=1))
 
 
 def product(these):
@@ -76,10 +76,10 @@ def saved(adapter):
     return adapter.kind.saved({name: tensor.detach().clone() for name, tensor in adapter.tensors.items()})
 
 
-def filled(adapter, seed=5):
+def filled(adapter):
     with torch.no_grad():
         for number, tensor in enumerate(adapter.tensors.values()):
-            tensor.copy_(drawn(*tensor.shape, seed=seed + number) * 0.2)
+            tensor.copy_(drawn(*tensor.shape, seed=5 + number) * 0.2)
     return adapter
 
 

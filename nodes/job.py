@@ -21,7 +21,7 @@ from ..training.lora import Part
 from ..training.plan_notes import epoch_of, notes_on_pictures
 from ..training.presets import ExpertSettings, Plan, plan
 from ..training.run import TrainingRun
-from ..training.targets import UNET
+from ..training.targets import UNET, without_effect
 from ..training.whole_file import payload_of
 from . import session
 from .disk import check_disk
@@ -87,8 +87,7 @@ class Job:
     @property
     def parts(self) -> list[Part]:
         """The networks that get adapters."""
-        network, layers = self.denoiser.network, self.denoiser.family.layers
-        return [Part(UNET, network, layers), *(self.text.parts() if self.text else ())]
+        return _parts(self.denoiser, self.text)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,10 @@ def prepared(request: Request) -> Job:
         words = new_words(dataset.concepts) if wanted.new_tokens else {}
         text = TrainedText(request.clip, wanted, words, request.seed)
     if request.start_from:
-        check_fit(request.model, request.clip, folders.lora_path(request.start_from))
+        check_fit(request.model, request.clip, folders.lora_path(request.start_from), chosen.lora.kind)
     denoiser = LoadedModel(request.model, text)
+    networks = [(part.network, part.prefix) for part in (_parts(denoiser, text))]
+    chosen = replace(chosen, notes=(*chosen.notes, *without_effect(networks, chosen.lora, chosen.train.rates)))
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
     identity = _identity(request, chosen, denoiser, encoder)
@@ -168,6 +169,10 @@ def prepared(request: Request) -> Job:
         start_words(text.tokens, read_lora(folders.lora_path(request.start_from)))
     limited = as_fitted(chosen, run, request.stop_after)
     return Job(request, limited or chosen, denoiser, text, encoder, run, was_fitted=limited is not None)
+
+
+def _parts(denoiser: LoadedModel, text: TrainedText | None) -> list[Part]:
+    return [Part(UNET, denoiser.network, denoiser.family.layers), *(text.parts() if text else ())]
 
 
 def _opened(request: Request, identity: dict[str, object], steps: int) -> TrainingRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from comfy_api.latest import io, ui
@@ -57,7 +56,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    tooltip="What the pictures teach. It decides every value below that is 0.",
+                    tooltip="What the pictures teach. It decides steps and rank where they are 0.",
                 ),
                 io.Int.Input("steps", default=0, min=0, max=1_000_000, tooltip="Training steps. 0 = from the preset."),
                 io.Float.Input(
@@ -67,7 +66,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     max=10.0,
                     step=1e-6,
                     round=False,
-                    tooltip="How fast it learns, for example 0.0001. 0 = from the preset.",
+                    tooltip="How fast it learns, for example 0.0001. 0 = as suits optimizer, kind and batch.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -84,7 +83,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1_000_000,
-                    tooltip="Steps between two checkpoints, each with previews. 0 = ten checkpoints.",
+                    tooltip="Steps between two checkpoints, each with previews. 0 = 8 to 18 of them, at round numbers.",
                 ),
                 io.String.Input(
                     "preview_prompts",
@@ -107,7 +106,7 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     options=[CONTINUE, START_OVER],
                     tooltip=(
                         "continue: go on where the same training stopped, or add steps. "
-                        "start over: train anew beside it."
+                        "start over: train anew beside it, from step 0, each time."
                     ),
                 ),
                 SETTINGS.Input("settings", optional=True, tooltip="Expert settings from LoRA Training Settings."),
@@ -118,14 +117,17 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                     max=100_000.0,
                     step=1.0,
                     optional=True,
-                    tooltip="Minutes the training may take: steps and schedule are fitted to it. 0 = no limit.",
+                    tooltip="Minutes from the first step on: steps and schedule are fitted to them. 0 = no limit.",
                 ),
                 io.Combo.Input(
                     "start_from",
                     options=[NOTHING, *folders.lora_names()],
                     optional=True,
                     advanced=True,
-                    tooltip="A LoRA to begin with instead of nothing, from any trainer. Its rank may differ.",
+                    tooltip=(
+                        "A LoRA to begin with instead of nothing, from any trainer. Kinds lora and dora take any rank; "
+                        "loha, lokr and oft begin as their own kind only."
+                    ),
                 ),
             ],
             outputs=[
@@ -133,8 +135,8 @@ class LoraWorkbenchTrainer(io.ComfyNode):
                 io.Clip.Output("clip", tooltip="The CLIP to use with it."),
                 CHECKPOINTS.Output("checkpoints", tooltip="Every checkpoint of this run, for LoRA Checkpoint Picker."),
                 STACK.Output("lora_stack", tooltip="The trained LoRA as a stack, for any stack node."),
-                io.String.Output("lora_name", tooltip="The file's name, as Load LoRA lists it."),
-                io.Image.Output("previews", tooltip="The untrained model and every checkpoint side by side."),
+                io.String.Output("lora_name", tooltip="The file's name, as text; Load LoRA takes no wire there."),
+                io.Image.Output("previews", tooltip="The untrained model and up to ten checkpoints side by side."),
                 io.Image.Output("loss_chart", tooltip="Loss by step."),
                 io.String.Output("report", tooltip="What was trained, where the file is, and the proof that it loads."),
             ],
@@ -236,10 +238,10 @@ def report(result: job.Result, checkpoints: Checkpoints, to_go_on: str) -> str:
         curve.diagnose(result.run.curve()).sentence,
         *_verdict(checkpoints),
         f"Pictures: {_pictures(checkpoints.dataset)}.",
-        f"File: {os.path.join('models', 'loras', result.checkpoint.lora_name)}",
+        f"File: {result.checkpoint.path}",
         f"File {result.proof}.",
         *(f"In prompts write {worded(word, names).strip()} where you mean {word}." for word in names),
-        f"Report with pictures: {os.path.join('output', 'lora_workbench', 'runs', result.run.name, 'report.html')}",
+        f"Report with pictures: {result.run.folder / 'report.html'}",
     ]
     if checkpoints.trigger_word:
         lines.insert(1, f"Trigger word: {checkpoints.trigger_word}")

@@ -81,7 +81,7 @@ def _basics() -> list[io.Input]:
             "alpha",
             0.0,
             1024.0,
-            "The LoRA's scale is alpha / rank. 0 = the same as rank, a scale of 1.",
+            "The LoRA's scale is alpha / rank. 0 = the same as rank, a scale of 1. Of kind oft a limit, 0 = none.",
             step=0.1,
             advanced=False,
         ),
@@ -102,7 +102,8 @@ def _basics() -> list[io.Input]:
         _choice(
             "schedule",
             SCHEDULES,
-            "How the learning rate goes over the run. constant can be extended with more steps; the others fall to 0.",
+            "How the learning rate goes over the run. constant can be extended with more steps (with a warmup of whole "
+            "steps); the others fall to 0.",
             advanced=False,
         ),
         _number(
@@ -142,7 +143,7 @@ def _adapters() -> list[io.Input]:
         _choice(
             "optimizer",
             config.OPTIMIZERS,
-            "How steps are taken. adamw suits most; prodigy and schedule-free need no learning rate or schedule; "
+            "How steps are taken. adamw suits most; prodigy finds the learning rate, schedule-free needs no schedule; "
             "8-bit and adafactor take less memory. Some need a Python package, which they name.",
             advanced=False,
         ),
@@ -155,12 +156,17 @@ def _adapters() -> list[io.Input]:
             advanced=False,
         ),
         _number("text_encoder_stop", 0.0, 1.0, "The share of the run after which the text encoders stay as they are."),
-        _number("new_tokens", 0, 32, "New words learnt in place of the trigger word. 2 is usual, 0 = off."),
+        _number("new_tokens", 0, 32, "A new word for each trigger word, of that many tokens. 2 is usual, 0 = off."),
         _number(
             "token_rate", 0.0, 1000.0, "How fast new words are learnt, as a factor on the learning rate.", step=0.5
         ),
         _switch("rank_stabilized", "Scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones."),
-        _number("conv_rank", 0, 1024, "Rank of adapters on 3 x 3 convolutions, for styles. 0 = none."),
+        _number(
+            "conv_rank",
+            0,
+            1024,
+            "Rank of adapters on 3 x 3 convolutions, for styles. FLUX and SD 3 have none.",
+        ),
         _lines("include", "Patterns (regular expressions), one a line: layers to adapt beside those of layers."),
         _lines("exclude", "Patterns, one a line: layers to leave alone."),
         _lines("ranks", "pattern = rank, one a line: layers with a rank of their own. 0 leaves a layer alone."),
@@ -228,7 +234,9 @@ def _losses() -> list[io.Input]:
         io.String.Input(
             "class_words",
             **_common(
-                "class_words", "Of preservation: what the trigger word is, such as woman. Empty = as the folder says."
+                "class_words",
+                "Of preservation and new_tokens: what the trigger words are, such as woman, for all concepts alike. "
+                "Empty = as the folders say.",
             ),
         ),
     ]

@@ -21,6 +21,14 @@ def effective(one: Mapping, other: Mapping) -> tuple[dict, dict]:
     return _effective({**one, MASKED: masked}), _effective({**other, MASKED: masked})
 
 
+def idle(lora: Mapping, train: Mapping) -> list[str]:
+    """The names of the settings that have no effect beside the others, as the configurations call them."""
+    objective, text = train["objective"], train["text"]
+    asked = objective["preservation"] or text["new_tokens"]
+    unasked = [name for name in _unasked(objective) if name != "class_words" or not asked]
+    return [*unasked, *_untrained(text), *_unadapted(lora), *_unrepeated(train)]
+
+
 def _effective(identity: Mapping) -> dict:
     # A LoKr that does not say lokr_factor is of an earlier version, whose states lie in memory in another order.
     train, lora = identity.get("train", {}), identity.get("lora", {})
@@ -28,7 +36,7 @@ def _effective(identity: Mapping) -> dict:
     objective, text = {"mask_preservation": 0.0} | train.get("objective", {}), train.get("text", {})
     unused = [*_unasked(objective), *([] if identity[MASKED] else ["mask_floor", "mask_preservation"])]
     parts = {"objective": _without(objective, unused), "text": _without(text, _untrained(text))}
-    train = _without(train, () if train.get("schedule") == RESTARTS else ("restarts",))
+    train = _without(train, _unrepeated(train))
     return {**identity, "train": {**train, **parts}, "lora": _without(lora, _unadapted(lora))}
 
 
@@ -51,6 +59,10 @@ def _unadapted(lora: Mapping) -> list[str]:
         *(["rank_stabilized"] if lora.get("kind") == OFT else []),
         *(["lokr_factor"] if lora.get("kind") != LOKR else []),
     ]
+
+
+def _unrepeated(train: Mapping) -> list[str]:
+    return [] if train.get("schedule") == RESTARTS else ["restarts"]
 
 
 def _untrained(text: Mapping) -> list[str]:

@@ -83,6 +83,12 @@ class Segment:
     decay: float
 
 
+def _narrowed(config: LoraConfig) -> str:
+    """Which other settings may have left no layer."""
+    names = [name for name in ("include", "exclude", "ranks") if getattr(config, name).strip()]
+    return f" with {' and '.join(names)} as set" if names else ""
+
+
 class Adapters:
     """The adapters of one or more networks, by the name of each layer in a file.
 
@@ -123,8 +129,8 @@ class Adapters:
                 )
         if not members and parts:
             raise ValueError(
-                f"None of the layers of this {type(parts[0].network).__name__} is one that '{config.layers}' adapts: "
-                "choose other layers, or a model whose family is supported."
+                f"None of the layers of this {type(parts[0].network).__name__} is one that '{config.layers}' adapts"
+                f"{_narrowed(config)}: choose other layers, or a model whose family is supported."
             )
         return cls(config, members | {adapter.key: adapter for adapter in extra}, seed)
 

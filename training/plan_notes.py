@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from .batches import in_turns
-from .config import DORA, LOHA, LOKR, LORA, OFT, PRODIGY, SCHEDULE_FREE, LoraConfig, ObjectiveConfig, TrainConfig
+from .config import (
+    DORA,
+    LOHA,
+    LOKR,
+    LORA,
+    OFT,
+    PRODIGY,
+    SCHEDULE_FREE,
+    LoraConfig,
+    ObjectiveConfig,
+    TextConfig,
+    TrainConfig,
+)
 from .dataset import REGULARIZATION, Dataset
+from .identity import idle
 from .schedule import warmup_steps
 
 LEAST_SCALE, MOST_SCALE = 1 / 4, 2.0
 """Beyond these the learning rate of scale 1 learns next to nothing, or wildly."""
+CALLED = {"encoder_stop": "text_encoder_stop"}
+"""What the node calls settings that have another name in a configuration."""
 LEAST_FILL = 0.7
 """How full batches must be on average so that nothing is said about them."""
 
@@ -40,6 +56,9 @@ def notes_on(lora: LoraConfig, train: TrainConfig, *, derived_rate: bool = False
         )
     if lora.kind == OFT and train.weight_decay == TrainConfig.weight_decay:
         notes.append(f"OFT turns more of the model than it has to at weight_decay {train.weight_decay:g}: -1 suits it.")
+    if lora.kind == OFT and lora.alpha:
+        notes.append(f"alpha {lora.alpha:g} limits how far an OFT may turn the model: 0 sets no limit.")
+    notes += _notes_on_idle(lora, train)
     if train.steps <= warmup_steps(train.warmup, train.steps):
         notes.append(f"The warm-up takes all {train.steps} steps: make it shorter.")
     if train.text.encoder_rate and not train.text.encoder_stop:
@@ -63,6 +82,16 @@ def notes_on_pictures(dataset: Dataset, train: TrainConfig) -> tuple[str, ...]:
     elif seen < 1:
         notes.append(f"{train.steps} steps show {seen:.0%} of the pictures: ask for more to show all of them.")
     return tuple(notes)
+
+
+def _notes_on_idle(lora: LoraConfig, train: TrainConfig) -> Iterator[str]:
+    """What was set and changes nothing, because of what else was set."""
+    values = {**asdict(lora), **asdict(train.text), **asdict(train.objective), **asdict(train)}
+    usual = {**asdict(LoraConfig()), **asdict(TextConfig()), **asdict(ObjectiveConfig()), **asdict(TrainConfig())}
+    names = [name for name in idle(asdict(lora), asdict(train)) if values[name] != usual[name]]
+    if names:
+        told = ", ".join(CALLED.get(name, name) for name in names)
+        yield f"Without effect beside the other settings: {told}."
 
 
 def _notes_on_masks(dataset: Dataset, objective: ObjectiveConfig) -> Iterator[str]:

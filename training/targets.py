@@ -7,12 +7,12 @@ Patterns are looked for in a layer's dotted name and in its name in the file, su
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from .config import HIGHEST_RANK, LoraConfig
+from .config import HIGHEST_RANK, HIGHEST_RATE, LoraConfig
 from .frozen import is_linear
 from .patterns import last_match, overrides, patterns
 
@@ -62,6 +62,26 @@ def targets(network: nn.Module, prefix: str, layers: Mapping[str, str], config: 
     return chosen
 
 
+def without_effect(networks: Sequence[tuple[nn.Module, str]], config: LoraConfig, rates: str) -> list[str]:
+    """A sentence for each setting about layers that fits none in the networks, which come with their prefixes."""
+    layers = [(name, file_key(prefix, name)) for network, prefix in networks for name, _ in _adaptable(network)]
+    lines = {
+        "include": patterns(config.include, "include"),
+        "exclude": patterns(config.exclude, "exclude"),
+        "ranks": [pattern for pattern, _ in overrides(config.ranks, "ranks", HIGHEST_RANK, whole=True)],
+        "rates": [pattern for pattern, _ in overrides(rates, "rates", HIGHEST_RATE)],
+    }
+    found = [
+        f"{setting} has the pattern '{pattern.pattern}', which fits no layer here."
+        for setting, some in lines.items()
+        for pattern in some
+        if not any(pattern.search(name) for names in layers for name in names)
+    ]
+    if config.conv_rank and not any(_inner_convolutions(network) for network, _ in networks):
+        found.append("conv_rank has no effect here: this model has no larger convolutions inside.")
+    return found
+
+
 def file_key(prefix: str, name: str) -> str:
     """A layer's name in a LoRA file: kohya's, with an underscore for every dot."""
     return prefix + name.replace(".", "_")
@@ -78,6 +98,11 @@ def _adaptable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _small(layer: nn.Module) -> bool:
     return not is_convolution(layer) or layer.kernel_size == (1, 1)
+
+
+def _inner_convolutions(network: nn.Module) -> list[str]:
+    outermost = _outermost_convolutions(network)
+    return [name for name, layer in _adaptable(network) if not _small(layer) and name not in outermost]
 
 
 def _outermost_convolutions(network: nn.Module) -> tuple[str, ...]:

@@ -52,10 +52,11 @@ def _resolved(settings: dict) -> dict:
 
 
 def _resolved_by_kind(settings: dict) -> dict:
-    """The expert settings that the kind of adapter decides where they are left alone."""
+    """The expert settings that preset or kind of adapter decide where they are left alone."""
     train, lora = settings.get("train", {}), settings.get("lora", {})
     # Earlier versions had no lokr_factor, and divided near the square root.
     values = {
+        "timesteps": train.get("objective", {}).get("timesteps"),
         "weight_decay": train.get("weight_decay"),
         "lokr_factor": lora.get("lokr_factor", -1) if lora.get("kind") == LOKR else None,
     }

@@ -50,7 +50,7 @@ class TrainedText:
             found = ", ".join(encoders_of(clip)) or type(clip.cond_stage_model).__name__
             raise ValueError(
                 f"The CLIP has the text encoder {found}, and only CLIP-L and CLIP-G are trained: "
-                "set the text encoders' learning rate to 0."
+                "set text_encoder_rate to 0."
             )
         self._attachments: list[Attachment] = []
         self._adapters: dict[str, Mapping[str, Tensor]] = {}

@@ -16,6 +16,7 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor
 
+from ...training.config import LOHA, LOKR, OFT
 from ...training.embeddings import layers_only, unbundled
 from ...training.factors import Factors, factors_of
 from ...training.kinds.lokr import Division, settings_for
@@ -36,6 +37,8 @@ from .patches import (
     scale_of,
 )
 
+OWN_KIND = {LOHA: LoHaAdapter, LOKR: LoKrAdapter, OFT: OFTAdapter}
+"""The kinds that begin as their own in a file alone, and what the loader reads these as."""
 TENSOR = re.compile(
     r"(\.(lora_(up|down|mid|A|B)|lora\.(up|down)|lora_linear_layer\.(up|down)|hada_\w+|lokr_\w+)|_lora\.(up|down)"
     r"|\.(oft_blocks|rescale|alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|reshape_weight))(\.default)?(\.weight)?$"
@@ -96,9 +99,16 @@ def _begin_words(adapters: Adapters, tokens: NewTokens) -> None:
             adapter.tensors["direction"].copy_(begun[adapter.key])
 
 
-def check_fit(model, clip, path: Path) -> None:
-    """ValueError when the file cannot be read or fits the model nowhere."""
-    _patches(comfy.lora_convert.convert_lora(read_lora(path)), key_map(model, clip), Path(path).name)
+def check_fit(model, clip, path: Path, kind: str) -> None:
+    """ValueError when the file cannot be read, fits the model nowhere, or holds nothing that this kind begins as."""
+    file = Path(path).name
+    patches = _patches(comfy.lora_convert.convert_lora(read_lora(path)), key_map(model, clip), file)
+    own = OWN_KIND.get(kind)
+    if own is not None and not any(isinstance(patch, own) for patch in patches.values()):
+        raise ValueError(
+            f"'{file}' holds no {kind}, and adapters of that kind can only begin as such: set the kind to lora or "
+            "dora, which can begin as any file, or start from nothing."
+        )
 
 
 def _patches(lora: dict[str, Tensor], keys: dict, file: str) -> dict:

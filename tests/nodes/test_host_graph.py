@@ -12,7 +12,7 @@ from PIL import Image
 from lora_workbench.nodes.host.graph import Graph
 from lora_workbench.nodes.host.reproduction import workflow_of
 from lora_workbench.nodes.pictures import png_bytes
-from lora_workbench.training.config import LoraConfig, TrainConfig
+from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TrainConfig
 from lora_workbench.training.description import OURS, description, read
 from lora_workbench.training.families import SDXL
 from lora_workbench.training.lora_file import write
@@ -142,7 +142,11 @@ def test_the_graph_of_a_file_holds_everything_that_was_derived(lora):
 
 def test_a_time_box_is_not_opened_again(lora):
     again = workflow_of(lora)
-    assert again["3"]["inputs"]["stop_after"] == 0.0 and again["5"]["inputs"] == {"warmup": 37, "weight_decay": 0.01}
+    assert again["3"]["inputs"]["stop_after"] == 0.0 and again["5"]["inputs"] == {
+        "warmup": 37,
+        "weight_decay": 0.01,
+        "timesteps": "automatic",
+    }
 
 
 def test_what_the_kind_decided_is_settled(graph, tmp_path):
@@ -150,6 +154,12 @@ def test_what_the_kind_decided_is_settled(graph, tmp_path):
     again = workflow_of(written(path, graph, LoraConfig(kind="oft"), weight_decay=4.0))
     assert again["5"]["inputs"]["weight_decay"] == 4.0 and "lokr_factor" not in again["5"]["inputs"]
     assert workflow_of(written(path, graph, LoraConfig(kind="lokr")))["5"]["inputs"]["lokr_factor"] == 0
+
+
+def test_the_noise_levels_that_the_preset_chose_are_settled(graph, tmp_path):
+    style = ObjectiveConfig(timesteps="style")
+    again = workflow_of(written(tmp_path / "star.safetensors", graph, LoraConfig(), objective=style))
+    assert again["5"]["inputs"]["timesteps"] == "style"
 
 
 def test_a_lokr_of_an_earlier_version_is_divided_as_it_was(graph, tmp_path):

@@ -190,6 +190,16 @@ def test_a_lora_that_fits_nothing_is_refused_before_anything_is_encoded(trainer)
     assert not trainer.asked.pictures and not trainer.asked.texts
 
 
+def test_a_kind_that_begins_as_its_own_alone_is_refused_before_anything_is_encoded(trainer):
+    first = trainer.queue(steps=1)["lora_name"]
+    trainer.asked.pictures.clear(), trainer.asked.texts.clear()
+    for kind in ("loha", "lokr", "oft"):
+        with pytest.raises(ValueError, match=rf"^'star_000001.safetensors' holds no {kind}, .*: set the kind to lora"):
+            trainer.queue(name=kind, start_from=first, settings=ExpertSettings(kind=kind))
+    assert not trainer.asked.pictures and not trainer.asked.texts
+    trainer.queue(name="dora", steps=1, start_from=first, settings=ExpertSettings(kind="dora"))
+
+
 def test_the_picker_draws_trained_text_and_new_words_as_the_previews_do(trainer, caplog):
     settings = ExpertSettings(new_tokens=1, text_encoder_rate=1.0)
     trained = trainer.queue(settings=settings, preview_prompts="zork on a hill")

@@ -469,4 +469,5 @@ def test_the_report_says_trigger_file_and_settings(trainer):
     lines = trainer.queue()["report"].splitlines()
     assert lines[:2] == ["LoRA 'star'", "Trigger word: zork"]
     assert "Settings: 4 steps at learning rate 0.01, rank 2, " in lines[3]
-    assert "File: models/loras/star/star_000004.safetensors" in [line.replace("\\", "/") for line in lines]
+    assert f"File: {trainer.lora(4)}" in lines
+    assert f"Report with pictures: {trainer.runs / 'star' / 'report.html'}" in lines

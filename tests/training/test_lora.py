@@ -100,6 +100,8 @@ def test_a_quantised_layer_is_adapted_like_any_linear_layer():
 def test_no_layer_to_adapt_is_one_sentence_with_the_network_and_the_setting():
     with pytest.raises(ValueError, match="^None of the layers of this Network .*'attention'.*: choose .*\\.$"):
         build(pattern="^nothing$", layers="attention")
+    with pytest.raises(ValueError, match=r" adapts with exclude and ranks as set: choose "):
+        build(exclude=".", ranks=". = 0")
 
 
 def test_the_state_is_a_copy_that_later_training_does_not_change():

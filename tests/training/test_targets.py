@@ -9,7 +9,7 @@ from lora_workbench.training.config import LoraConfig, TrainConfig
 from lora_workbench.training.families import LAYER_PRESETS
 from lora_workbench.training.lora import Adapter, Adapters, Part
 from lora_workbench.training.patterns import last_match, overrides, patterns
-from lora_workbench.training.targets import targets
+from lora_workbench.training.targets import UNET, targets, without_effect
 
 
 class Convolutional(nn.Module):
@@ -205,3 +205,18 @@ def test_strong_weight_decay_is_for_layers_and_spares_new_words(decay, of_the_wo
 def test_a_rate_that_cannot_be_read_is_one_sentence():
     with pytest.raises(ValueError, match=r"^rates has the line 'widen'.*\.$"):
         segments("widen")
+
+
+def test_patterns_that_fit_no_layer_are_said_and_those_that_fit_one_are_not():
+    config = LoraConfig(include="nowhere", exclude="blocks.0", ranks="blocks.1 = 2\nmissing = 4", conv_rank=4)
+    assert without_effect([(Network(), UNET)], config, "lora_unet_blocks = 2\ngone = 1") == [
+        "include has the pattern 'nowhere', which fits no layer here.",
+        "ranks has the pattern 'missing', which fits no layer here.",
+        "rates has the pattern 'gone', which fits no layer here.",
+        "conv_rank has no effect here: this model has no larger convolutions inside.",
+    ]
+
+
+def test_a_rank_for_convolutions_has_an_effect_where_there_are_some_between_the_first_and_the_last():
+    network = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3)))
+    assert without_effect([(network, UNET)], LoraConfig(conv_rank=4), "") == []

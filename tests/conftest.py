@@ -46,9 +46,14 @@ def has_cuda() -> bool:
 
 def pytest_configure(config):
     config.stash[NOT_RUN] = {}
-    if COMFYUI is not None:
+    if COMFYUI is not None and not leads_others(config):
         sys.path.insert(0, str(COMFYUI))
         config.stash[HOST_FOLDER] = enter_host()
+
+
+def leads_others(config) -> bool:
+    """Whether this process only hands the tests to others (pytest-xdist)."""
+    return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
 
 
 def pytest_unconfigure(config):
@@ -172,6 +177,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=reason))
             counts = config.stash[NOT_RUN]
             counts[reason] = counts.get(reason, 0) + 1
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = session.config.stash[NOT_RUN]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[NOT_RUN].update(getattr(node, "workeroutput", {}).get("not_run", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -21,7 +21,7 @@ import comfyui
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 ALWAYS = ("numpy", "Pillow", "safetensors", "aiohttp")
-TESTS = ("pytest>=8", "diffusers>=0.35", "scikit-image", "playwright", "timm", "onnx", "onnxruntime")
+TESTS = ("pytest>=8", "pytest-xdist>=3", "diffusers>=0.35", "scikit-image", "playwright", "timm", "onnx", "onnxruntime")
 COMFYUI_VERSION = "0.33.0"  # installed when there is no ComfyUI; the one the tests are run against
 
 

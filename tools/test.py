@@ -11,6 +11,9 @@ if sys.version_info < (3, 10):
 import comfyui
 import environment
 
+MOST_WORKERS = 4
+"""Processes that share all tests; each has up to 3 GB, and a ComfyUI of its own."""
+
 
 def main() -> int:
     options, for_pytest = parse(sys.argv[1:])
@@ -26,7 +29,8 @@ def main() -> int:
     if folder:
         variables["COMFYUI_PATH"] = str(folder)
         print(f"ComfyUI {comfyui.version(folder)} in {folder}", flush=True)
-    return subprocess.call([str(python), "-m", "pytest", *for_pytest], cwd=environment.ROOT, env=variables)
+    arguments = for_pytest or ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "loadfile"]
+    return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=environment.ROOT, env=variables)
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

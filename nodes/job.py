@@ -137,7 +137,7 @@ def prepared(request: Request) -> Job:
     dataset = request.dataset
     if not dataset.concepts:
         raise ValueError(f"The dataset '{dataset.folder}' has no picture to train on: add some, or hold out fewer.")
-    pictures, batches = epoch_of(dataset, settings.batch_size)
+    pictures, batches = epoch_of(dataset, max(1, settings.batch_size))
     chosen = plan(
         request.preset,
         family_of(request.model),
@@ -218,11 +218,11 @@ def _checkpoints(job: Job, progress: Progress) -> tuple[Checkpoint, ...]:
     """
     run, steps, trigger = job.run, job.plan.train.steps, job.dataset.trigger_word
     damaged = run.set_aside_damaged()
-    newest_is_lost = not run.checkpoints() or any(entry.step == run.step and not entry.average for entry in damaged)
     notes = [f"The file '{entry.lora_name}' could not be read and is called '….damaged' now." for entry in damaged]
-    if newest_is_lost and run.step <= steps:
-        written = run.write_again(writer(job))[:1]
-        notes += [f"The LoRA file of step {entry.step} was gone: it was written again." for entry in written]
+    all_are_gone = not run.checkpoints()
+    if run.step <= steps and (all_are_gone or run.step in [entry.step for entry in damaged]):
+        gone = "The LoRA files of this run were gone" if all_are_gone else "Its weights were still there"
+        notes += [f"{gone}: that of step {e.step} was written again." for e in run.write_again(writer(job))[:1]]
     for note in notes:
         run.add_note(note)
         progress.live.note(note)

@@ -295,7 +295,7 @@ def unfinished(name: str) -> str:
         if planned is not None and planned not in there:
             left.append(f"{run.name} {max(there, default=0)} of {planned}")
     # In the order of their names, since the one written last need not be the one that changed.
-    return ", ".join(sorted(left))
+    return ", ".join(sorted(set(left)))
 
 
 def view_address(path: Path) -> str | None:

@@ -195,14 +195,15 @@ def test_a_new_run_whose_words_would_replace_those_of_another_is_refused_and_old
 @on_sdxl
 @pytest.mark.parametrize("file", ["star_000001.safetensors", "preview.safetensors", "mine.safetensors"])
 def test_embeddings_of_the_users_own_are_never_written_over(trainer, file):
-    words, folder = {"settings": ExpertSettings(new_tokens=1)}, folders.embeddings_folder() / "star"
+    name = f"own {file.partition('.')[0]}"
+    words, folder = {"settings": ExpertSettings(new_tokens=1)}, folders.embeddings_folder() / name.replace(" ", "_")
     folder.mkdir()
     (folder / file).write_bytes(b"the user's own")
-    assert refusal(trainer, steps=1, **words).endswith("choose another name, or move them.")
+    assert refusal(trainer, name=name, steps=1, **words).endswith("choose another name, or move them.")
     assert (folder / file).read_bytes() == b"the user's own" and len(list(folder.iterdir())) == 1
-    trainer.queue(steps=1)  # without new words nothing is written there
+    trainer.queue(name=name, steps=1)  # without new words nothing is written there
     (folder / file).unlink()
-    trainer.queue(steps=1, seed=2, **words)
+    trainer.queue(name=name, steps=1, seed=2, **words)
 
 
 @on_sdxl

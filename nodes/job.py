@@ -26,7 +26,6 @@ from ..training.whole_file import payload_of
 from . import session
 from .disk import check_disk
 from .host import folders
-from .host.architecture import family_of
 from .host.encoders import GraphEncoder
 from .host.graph import Graph
 from .host.loras import read_lora
@@ -140,7 +139,6 @@ def prepared(request: Request) -> Job:
     pictures, batches = epoch_of(dataset, max(1, settings.batch_size))
     chosen = plan(
         request.preset,
-        family_of(request.model),
         len(dataset.concepts),
         settings,
         steps=request.steps,

@@ -195,7 +195,7 @@ def _learning() -> list[io.Input]:
 
 def _noise_levels() -> list[io.Input]:
     return [
-        _choice("timesteps", config.TIMESTEPS, "Which noise levels are trained. automatic: as suits model and preset."),
+        _choice("timesteps", config.TIMESTEPS, "Which noise levels are trained. automatic: as the model was."),
         _number(
             "timestep_shift", 0.01, 100.0, "Of timesteps shift: above 1 moves towards noise. 3 is usual.", step=0.1
         ),

@@ -1,4 +1,4 @@
-"""What is derived when the user leaves a setting at 0: from the purpose, the family and the number of pictures.
+"""What is derived when the user leaves a setting at 0: from the purpose and the number of pictures.
 
 Where the numbers come from. Every trainer and guide that was compared states its learning rate together with rank and
 alpha, so rates are put here as rate x alpha / rank, what an adapter of scale 1 would be given:
@@ -14,9 +14,8 @@ alpha, so rates are put here as rate x alpha / rank, what an adapter of scale 1 
                             pictures the toy world's concept was not learned, though each was seen as often.
     constant rate           every trainer's default. It lets a run be extended, and the Picker chooses where to stop.
     no average (EMA)        off in every trainer; "average of the last K" and `ema` are there to be switched on.
-    noise levels            those of the family. A style on SDXL or SD 1.5, whose levels are uniform, is trained more
-                            at low noise, where texture is decided (ai-toolkit's "style"); FLUX and SD 3 have a
-                            distribution of their own, which is left as it is.
+    noise levels            those of the family (timesteps.py), for every purpose: more of low noise for a style, as
+                            ai-toolkit's "style" has it, learned colour and shape half as surely (docs/benchmarks.md).
     batches                 a step over n pictures is n times fewer steps at sqrt(n) times the rate, which fits small
                             batches better than n times (spacepxl, demystifying-sd-finetuning); at most 16 times fewer
                             at 4 times the rate. n is what batches really hold: few pictures may have the same size.
@@ -40,7 +39,6 @@ from .config import (
     OFT,
     PRODIGY,
     SCHEDULE_FREE,
-    STYLE,
     LoraConfig,
     ObjectiveConfig,
     TextConfig,
@@ -48,8 +46,7 @@ from .config import (
     one_of,
     within,
 )
-from .config import AUTOMATIC as FROM_PRESET
-from .families import ATTENTION_AND_FEED_FORWARD, SD15, SDXL, Family
+from .families import ATTENTION_AND_FEED_FORWARD
 from .optimizer import require
 from .plan_notes import notes_on
 from .schedule import CONSTANT, warmup_steps
@@ -82,9 +79,6 @@ LEARNING_RATE = 1e-4
 FEWEST_STEPS, MOST_AT_ONCE = 200, 16
 """Steps that any training needs, however many pictures each of them sees; pictures a step beyond which neither steps
 nor rate change."""
-
-BIASED = {("style", SDXL.name): STYLE, ("style", SD15.name): STYLE}
-"""(purpose, family) -> which noise levels are trained more."""
 
 OPTIMIZER_RATES = {
     ADAMW: 1.0,
@@ -231,7 +225,6 @@ class Plan:
 
 def plan(
     preset: str,
-    family: Family,
     pictures: int,
     settings: ExpertSettings,
     *,
@@ -258,16 +251,13 @@ def plan(
     derived = round(derived * KIND_STEPS.get(settings.kind, 1) * (1 + PRESERVED_STEPS * min(1, settings.preservation)))
     derived = derived * (pictures + regularization) // max(1, pictures)
     derived = max(int(derived / min(per_step, MOST_AT_ONCE)), min(derived, FEWEST_STEPS))
-    objective = settings.part(ObjectiveConfig)
-    if objective.timesteps == FROM_PRESET:
-        objective = replace(objective, timesteps=BIASED.get((preset, family.name), FROM_PRESET))
     train = settings.part(
         TrainConfig,
         steps=steps or min(derived, MOST_STEPS),
         learning_rate=learning_rate or derived_rate(settings.optimizer, per_step, settings.kind),
         weight_decay=_decay(settings),
         seed=seed,
-        objective=objective,
+        objective=settings.part(ObjectiveConfig),
         text=settings.part(
             TextConfig, encoder_rate=settings.text_encoder_rate, encoder_stop=settings.text_encoder_stop
         ),

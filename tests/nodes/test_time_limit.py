@@ -3,12 +3,11 @@
 import pytest
 
 from lora_workbench.nodes.time_limit import as_fitted, fitted_to, in_time
-from lora_workbench.training.families import SDXL
 from lora_workbench.training.loop import Step
 from lora_workbench.training.presets import ExpertSettings, plan
 from lora_workbench.training.run import TrainingRun
 
-WHOLE = plan("object", SDXL, 12, ExpertSettings(), steps=1000)
+WHOLE = plan("object", 12, ExpertSettings(), steps=1000)
 
 
 @pytest.fixture

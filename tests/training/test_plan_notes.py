@@ -10,7 +10,6 @@ from lora_workbench.training.batches import Batches
 from lora_workbench.training.cache import Cached
 from lora_workbench.training.config import LoraConfig, ObjectiveConfig, TextConfig, TrainConfig
 from lora_workbench.training.dataset import REGULARIZATION, Dataset, Example
-from lora_workbench.training.families import SDXL
 from lora_workbench.training.plan_notes import epoch_of, notes_on, notes_on_pictures
 from lora_workbench.training.presets import ExpertSettings, plan
 
@@ -38,9 +37,9 @@ SQUARE, WIDE, TALL = (512, 512), (1024, 256), (256, 1024)
 def test_a_scale_far_from_one_is_said_where_the_rate_is_derived(lora, rate):
     """A change of scale s at rate r / s moves as far in a step as one of scale 1 at rate r."""
     settings = ExpertSettings(**lora)
-    (note,) = plan("character", SDXL, 20, settings).notes
+    (note,) = plan("character", 20, settings).notes
     assert f": {rate} would learn about as fast." in note
-    assert plan("character", SDXL, 20, settings, learning_rate=1e-4).notes == ()
+    assert plan("character", 20, settings, learning_rate=1e-4).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -54,18 +53,18 @@ def test_a_scale_far_from_one_is_said_where_the_rate_is_derived(lora, rate):
     ids=str,
 )
 def test_a_usual_scale_or_one_that_alpha_does_not_make_needs_no_note(lora):
-    assert plan("character", SDXL, 20, ExpertSettings(**lora)).notes == ()
+    assert plan("character", 20, ExpertSettings(**lora)).notes == ()
 
 
 @pytest.mark.parametrize("ignored", [{"alpha": 1.0}, {"rank_stabilized": True}], ids=str)
 def test_a_scale_that_a_lokr_does_not_take_is_said(ignored):
-    (note,) = plan("character", SDXL, 20, ExpertSettings(kind="lokr", **ignored)).notes
+    (note,) = plan("character", 20, ExpertSettings(kind="lokr", **ignored)).notes
     assert note.startswith("alpha and rank_stabilized have no effect on a LoKr")
 
 
 def test_the_alpha_of_an_oft_is_said_to_be_a_limit():
     """With a limit of 1 a tenth of the toy world's pictures showed the concept, without one nine tenths."""
-    (note,) = plan("character", SDXL, 20, ExpertSettings(kind="oft", alpha=1.0)).notes
+    (note,) = plan("character", 20, ExpertSettings(kind="oft", alpha=1.0)).notes
     assert note == "alpha 1 limits how far an OFT may turn the model: 0 sets no limit."
 
 
@@ -88,19 +87,19 @@ def test_the_alpha_of_an_oft_is_said_to_be_a_limit():
     ids=str,
 )
 def test_what_is_set_and_changes_nothing_is_said(settings, told):
-    notes = plan("character", SDXL, 20, ExpertSettings(**settings)).notes
+    notes = plan("character", 20, ExpertSettings(**settings)).notes
     assert notes == ((f"Without effect beside the other settings: {told}.",) if told else ())
 
 
 def test_the_decay_that_older_workflows_hold_is_said_where_it_does_not_suit():
-    (note,) = plan("character", SDXL, 20, ExpertSettings(kind="oft", weight_decay=0.01)).notes
+    (note,) = plan("character", 20, ExpertSettings(kind="oft", weight_decay=0.01)).notes
     assert "at weight_decay 0.01: -1 suits it." in note
-    assert plan("character", SDXL, 20, ExpertSettings(weight_decay=0.01)).notes == ()
+    assert plan("character", 20, ExpertSettings(weight_decay=0.01)).notes == ()
 
 
 def test_prodigy_finds_the_rate_whatever_the_scale(monkeypatch):
     monkeypatch.setattr(optimizer, "find_spec", lambda name: name)
-    assert plan("character", SDXL, 20, ExpertSettings(optimizer="prodigy", alpha=1.0)).notes == ()
+    assert plan("character", 20, ExpertSettings(optimizer="prodigy", alpha=1.0)).notes == ()
 
 
 def test_a_warm_up_as_long_as_the_training_and_text_encoders_stopped_at_once_are_said():

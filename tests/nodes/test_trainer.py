@@ -132,7 +132,7 @@ def test_promise_3_a_doctored_file_is_not_passed_on(trainer):
 
 
 @pytest.mark.parametrize("kind", ["sdxl"])
-def test_promise_3_a_damaged_file_is_named_in_one_sentence(trainer):
+def test_promise_3_a_damaged_file_is_set_aside_and_written_again(trainer):
     trainer.queue()
     whole = safetensors.torch.load_file(trainer.lora(4))
     trainer.lora(4).write_bytes(trainer.lora(4).read_bytes()[:500])

@@ -157,7 +157,7 @@ def prepared(request: Request) -> Job:
     if request.start_from:
         check_fit(request.model, request.clip, folders.lora_path(request.start_from), chosen.lora.kind)
     denoiser = LoadedModel(request.model, text)
-    networks = [(part.network, part.prefix) for part in (_parts(denoiser, text))]
+    networks = [(part.network, part.prefix) for part in _parts(denoiser, text)]
     chosen = replace(chosen, notes=(*chosen.notes, *without_effect(networks, chosen.lora, chosen.train.rates)))
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)

@@ -11,6 +11,7 @@ if sys.version_info < (3, 10):
 import comfyui
 import environment
 
+PAGES = "tests/browser"
 MOST_WORKERS = 4
 """Processes that share all tests; each has up to 3 GB, and a ComfyUI of its own."""
 
@@ -29,13 +30,20 @@ def main() -> int:
     if folder:
         variables["COMFYUI_PATH"] = str(folder)
         print(f"ComfyUI {comfyui.version(folder)} in {folder}", flush=True)
-    arguments = for_pytest or shared_by(min(MOST_WORKERS, os.cpu_count() or 1))
-    return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=environment.ROOT, env=variables)
+    outcomes = [
+        subprocess.call([str(python), "-m", "pytest", *arguments], cwd=environment.ROOT, env=variables)
+        for arguments in ([for_pytest] if for_pytest else all_tests(min(MOST_WORKERS, os.cpu_count() or 1)))
+    ]
+    return max(outcomes)
 
 
-def shared_by(processes: int) -> list[str]:
-    """Arguments with which so many processes share all tests, file by file in their order: the slowest come first."""
-    return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
+def all_tests(processes: int) -> list[list[str]]:
+    """The arguments of two runs: a page in a browser alone, since it needs its turns; all others by some processes.
+
+    These share them file by file in their order, in which the slowest come first.
+    """
+    shared = ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return [[PAGES], [*shared, f"--ignore={PAGES}"]]
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

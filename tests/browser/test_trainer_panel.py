@@ -115,7 +115,10 @@ def test_the_panel_shows_and_steers_a_training_and_outlives_a_reload(visit, serv
 
     assert not list(files.glob("*.safetensors"))
     push(page, "Save now")
-    page.wait_for_function("() => !document.querySelector('.lw-training .lw-said')?.textContent.includes('Saving')")
+    for _ in range(300):  # the server hears of it when it comes round to it
+        if any(files.glob("*.safetensors")):
+            break
+        page.wait_for_timeout(100)
     page.wait_for_function(STEP_BEYOND, arg=step_of(page) + 1)
     (file,) = files.glob("*.safetensors")
     assert 0 < int(file.stem.rsplit("_", 1)[1]) < STEPS

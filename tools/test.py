@@ -34,7 +34,7 @@ def main() -> int:
         subprocess.call([str(python), "-m", "pytest", *arguments], cwd=environment.ROOT, env=variables)
         for arguments in ([for_pytest] if for_pytest else all_tests(min(MOST_WORKERS, os.cpu_count() or 1)))
     ]
-    return max(outcomes)
+    return next(filter(None, outcomes), 0)
 
 
 def all_tests(processes: int) -> list[list[str]]:

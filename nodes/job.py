@@ -162,7 +162,7 @@ def prepared(request: Request) -> Job:
     losses.check(chosen.train.objective, denoiser.prediction)
     encoder = GraphEncoder(request.model, request.clip, request.vae, text and text.tokens)
     identity = _identity(request, chosen, denoiser, encoder)
-    run = _opened(request, identity, chosen.train.steps)
+    run = _opened(request, identity, chosen)
     if text and text.tokens and run.fact(session.WORDS_OF_FILE):
         start_words(text.tokens, read_lora(folders.lora_path(request.start_from)))
     limited = as_fitted(chosen, run, request.stop_after)
@@ -173,11 +173,13 @@ def _parts(denoiser: LoadedModel, text: TrainedText | None) -> list[Part]:
     return [Part(UNET, denoiser.network, denoiser.family.layers), *(text.parts() if text else ())]
 
 
-def _opened(request: Request, identity: dict[str, object], steps: int) -> TrainingRun:
+def _opened(request: Request, identity: dict[str, object], chosen: Plan) -> TrainingRun:
     """The run to go on with; a new one where the old one would have to begin anew among its own files."""
     place = folders.runs_folder(), folders.loras_folder(), request.name, identity
     run = TrainingRun.open(*place, start_over=request.start_over)
-    if not run.has_lost_its_state or run.step >= steps:
+    # A run that was cut to a limit of time is done when it has come that far.
+    wanted = (as_fitted(chosen, run, request.stop_after) or chosen).train.steps
+    if not run.has_lost_its_state or run.step >= wanted:
         return run
     new = TrainingRun.open(*place, start_over=True)
     new.add_note(

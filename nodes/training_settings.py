@@ -165,7 +165,7 @@ def _adapters() -> list[io.Input]:
             "conv_rank",
             0,
             1024,
-            "Rank of adapters on 3 x 3 convolutions, for styles. FLUX and SD 3 have none.",
+            "Rank of adapters on 3 x 3 convolutions, for styles. 0 = off. FLUX and SD 3 have none.",
         ),
         _lines("include", "Patterns (regular expressions), one a line: layers to adapt beside those of layers."),
         _lines("exclude", "Patterns, one a line: layers to leave alone."),

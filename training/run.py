@@ -127,7 +127,7 @@ class TrainingRun:
     @property
     def has_lost_its_state(self) -> bool:
         """Whether it was trained and cannot go on, because its states were deleted."""
-        return self._record["step"] > 0 and state.step_of(self.folder) is None
+        return self._record["step"] > 0 and not state.is_there(self.folder)
 
     @property
     def base_validation(self) -> Validation | None:
@@ -260,7 +260,9 @@ class TrainingRun:
         for entry in (*self.checkpoints(), *self.averages()):
             try:
                 read(Path(entry.path))
-            except ValueError:
+            except ValueError as error:
+                if isinstance(error.__cause__, OSError):
+                    continue  # in use, or on a disk that does not answer: nothing is wrong with the file itself
                 patiently(partial(os.replace, entry.path, entry.path + DAMAGED))
                 damaged.append(entry)
         return damaged

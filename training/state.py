@@ -53,6 +53,11 @@ def read_before(folder: Path, step: int) -> Snapshot | None:
     return snapshot if snapshot.step < step else None
 
 
+def is_there(folder: Path) -> bool:
+    """Whether there is a state, whole or damaged."""
+    return bool(_files(folder))
+
+
 def step_of(folder: Path) -> int | None:
     """After which step the newest state with a readable header is; None when there is none."""
     for path in _files(folder):
